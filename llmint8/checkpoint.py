@@ -1,0 +1,142 @@
+"""What a safetensors checkpoint holds, read from the headers alone, and whether its files are whole."""
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+INDEX_SUFFIX = ".safetensors.index.json"
+# The scale of an int8 tensor: the suffix of its name that replaces `weight`, and whether it is [N, 1] or [N].
+SCALE_NAMES = {"llmint8": "weight_scale", "bitsandbytes": "SCB"}
+_MAX_HEADER = 100 * 1024 * 1024  # the limit of the safetensors library
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged or incomplete."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor as the header of a safetensors file describes it.
+
+    Attributes:
+        dtype: As safetensors writes it: `"I8"`, `"F32"`, `"BF16"`.
+        shape: Its dimensions.
+        file: Where it is.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+
+
+def read_headers(files: Iterable[str | Path]) -> dict[str, TensorInfo]:
+    """Reads what is in some safetensors files, without the data.
+
+    Args:
+        files: Paths; those that do not end with `.safetensors` are passed over.
+
+    Returns:
+        Tensor name -> description.
+
+    Raises:
+        CheckpointError: A file is truncated or is not a safetensors file.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for file in map(Path, files):
+        if file.suffix == ".safetensors":
+            tensors |= _read_header(file)
+    return tensors
+
+
+def check_folder(folder: Path, variant: str | None = None, use_safetensors: bool | None = None) -> None:
+    """Checks that a local checkpoint is whole before anything is loaded from it.
+
+    Args:
+        folder: Of the checkpoint.
+        variant: As in `from_pretrained`: `model.<variant>.safetensors`.
+        use_safetensors: False allows pickle files, which can run code when they are loaded.
+
+    Raises:
+        FileNotFoundError: There is no `config.json`, no weights, or a shard is missing.
+        CheckpointError: A safetensors file is truncated or corrupted.
+    """
+    if (folder / "adapter_config.json").is_file():
+        return  # transformers loads the base model that it names
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no config.json, so it is not a checkpoint (or one whose save failed)")
+    if use_safetensors is False:
+        return
+    tag = f".{variant}" if variant else ""
+    single, index = folder / f"model{tag}.safetensors", folder / f"model.safetensors.index{tag}.json"
+    if not single.is_file() and not index.is_file():
+        if any(folder.glob("*.safetensors")):
+            return  # by another name: transformers knows, or says what it looked for
+        if pickles := sorted(folder.glob("pytorch_model*.bin")):
+            raise FileNotFoundError(
+                f"{folder} has no safetensors file, only pickled weights ({pickles[0].name}), which can run code when "
+                "they are loaded; if you trust them pass use_safetensors=False"
+            )
+        raise FileNotFoundError(f"{folder} has no weights: neither {single.name} nor {index.name} is there")
+    read_headers([single] if single.is_file() else _shards(index))
+
+
+def check_scales(tensors: Mapping[str, TensorInfo]) -> None:
+    """Checks that every int8 weight has a scale of the right shape and dtype.
+
+    Args:
+        tensors: What the checkpoint holds.
+
+    Raises:
+        CheckpointError: A scale is missing or has another shape or dtype.
+    """
+    for name, weight in tensors.items():
+        stem, _, leaf = name.rpartition(".")
+        if leaf != "weight" or weight.dtype != "I8":
+            continue
+        found = [n for n in (f"{stem}.{suffix}" for suffix in SCALE_NAMES.values()) if n in tensors]
+        if not found:
+            raise CheckpointError(f"{weight.file}: {name} is int8, but its scale {stem}.weight_scale is missing")
+        scale = tensors[found[0]]
+        rows = scale.shape[0] if scale.shape else 0
+        shape = (rows, 1) if found[0].endswith("weight_scale") else (rows,)
+        # A flat weight (see integrations/transformers/tripwire.py) tells its rows by dividing evenly.
+        fits = weight.shape[0] == rows if len(weight.shape) == 2 else rows > 0 and weight.shape[0] % rows == 0
+        if scale.dtype != "F32" or scale.shape != shape or not fits:
+            raise CheckpointError(
+                f"{scale.file}: the scale {found[0]} is {scale.dtype} {list(scale.shape)}, which does not fit {name}, "
+                f"{weight.dtype} {list(weight.shape)}"
+            )
+
+
+def _read_header(file: Path) -> dict[str, TensorInfo]:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(size - 8, _MAX_HEADER):
+            raise CheckpointError(f"{file} is truncated or not a safetensors file ({size} bytes)")
+        try:
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            tensors = {
+                name: TensorInfo(entry["dtype"], tuple(entry["shape"]), file) for name, entry in header.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise CheckpointError(f"{file} is corrupted: its header cannot be read ({error})") from error
+    if size != 8 + length + end:
+        raise CheckpointError(f"{file} is truncated or corrupted: it should be {8 + length + end} bytes, it is {size}")
+    return tensors
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is corrupted: {error!r}") from error
+    shards = [index.parent / name for name in names]
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        raise FileNotFoundError(f"{index} names shards that are not there: {', '.join(missing)}")
+    return shards

@@ -1,0 +1,1 @@
+"""What connects llmint8 to other libraries: one folder or file a library, named after it."""

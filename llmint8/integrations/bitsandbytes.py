@@ -1,0 +1,91 @@
+"""Checkpoints of bitsandbytes' LLM.int8(): read and written without bitsandbytes.
+
+A layer is stored as `weight` (int8 [N, K]), `SCB` (fp32 [N], the absmax of each row) and `weight_format` (uint8, 0 for
+row by row); `config.json` says `quant_method: bitsandbytes, load_in_8bit: true`.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from llmint8.config import Int8Config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+QUANT_METHOD = "bitsandbytes"
+
+
+def config_from_bitsandbytes(settings: Mapping[str, Any]) -> Int8Config:
+    """Returns the settings that compute what bitsandbytes computes: its threshold, symmetric activations.
+
+    Args:
+        settings: The `quantization_config` entry of a checkpoint that bitsandbytes saved, or
+            `BitsAndBytesConfig.to_dict()`.
+
+    Raises:
+        ValueError: It is not an 8-bit one.
+    """
+    if not settings.get("load_in_8bit") and not settings.get("_load_in_8bit"):
+        raise ValueError(
+            f"only 8-bit checkpoints of bitsandbytes can be loaded, got load_in_8bit={settings.get('load_in_8bit')} "
+            f"and load_in_4bit={settings.get('load_in_4bit')}"
+        )
+    threshold = float(settings.get("llm_int8_threshold", 6.0))
+    return Int8Config(
+        mode="threshold" if threshold > 0 else "none",
+        threshold=threshold if threshold > 0 else None,
+        symmetric=True,
+        skip_modules=tuple(settings.get("llm_int8_skip_modules") or ()),
+        checkpoint_format="bitsandbytes",
+    )
+
+
+def config_to_bitsandbytes(config: Int8Config) -> dict[str, Any]:
+    """Returns the `quantization_config` entry that makes bitsandbytes load a checkpoint of ours.
+
+    Args:
+        config: Settings; a budget or a relative score, which bitsandbytes does not know, becomes its default of 6.0.
+    """
+    plain = config.mode == "threshold" and not config.relative
+    return {
+        "quant_method": QUANT_METHOD,
+        "load_in_8bit": True,
+        "load_in_4bit": False,
+        "llm_int8_threshold": config.threshold if plain else 0.0 if config.mode == "none" else 6.0,
+        "llm_int8_skip_modules": list(config.skip_modules) or None,
+        "llm_int8_enable_fp32_cpu_offload": False,
+        "llm_int8_has_fp16_weight": False,
+    }
+
+
+def save_bitsandbytes(model: "PreTrainedModel", save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    """Saves an int8 model as a checkpoint that transformers loads with bitsandbytes.
+
+    Args:
+        model: An int8 transformers model; its own settings and later saves are not changed.
+        save_directory: Folder to write.
+        **kwargs: As for `save_pretrained`.
+
+    Raises:
+        ValueError: The model has no int8 layers.
+    """
+    from llmint8.integrations.transformers.quantizer import attach
+    from llmint8.quantize import int8_class, int8_layers
+
+    layers = dict(int8_layers(model))
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no int8 layers; load it with load_in_8bit=True first")
+    if getattr(model, "hf_quantizer", None) is None:
+        attach(model)
+    quantizer, config = model.hf_quantizer, model.hf_quantizer.quantization_config
+    # bitsandbytes decides by this list which layers are int8, with defaults of its own if it is empty.
+    kept = [name for name, module in model.named_modules() if int8_class(module) is not None]
+    changed = config.replace(checkpoint_format="bitsandbytes", skip_modules=kept, include_modules=())
+    try:
+        quantizer.quantization_config = model.config.quantization_config = changed
+        attach(model, quantizer)
+        model.save_pretrained(save_directory, **kwargs)
+    finally:
+        quantizer.quantization_config = model.config.quantization_config = config
+        attach(model, quantizer)

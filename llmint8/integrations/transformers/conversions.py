@@ -1,0 +1,134 @@
+"""What happens to tensors between a checkpoint and a model, as transformers' `ConversionOps`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.quantizers_utils import get_module_from_name
+
+from llmint8 import ops
+from llmint8.nn import Int8Conv1D
+
+
+class QuantizeWeight(ConversionOps):
+    """Turns a float weight into an int8 one and its scale, when a 16-bit checkpoint is loaded."""
+
+    def convert(self, input_dict: dict[str, Any], *, model: Any = None, **kwargs: Any) -> dict[str, Tensor]:
+        """Returns `weight` and `weight_scale` under their full names."""
+        ((name, value),) = input_dict.items()
+        weight = _only(value)
+        layer, _ = get_module_from_name(model, name)
+        if isinstance(layer, Int8Conv1D):
+            weight = weight.T
+        if weight.shape != layer.weight.shape:
+            raise ValueError(
+                f"{name} has shape {list(weight.shape)} in the checkpoint and {list(layer.weight.shape)} in the model"
+            )
+        codes, scale = ops.quantize_weight(weight)
+        return {
+            name: Parameter(codes, requires_grad=False),
+            f"{name}_scale": Parameter(scale, requires_grad=False),
+        }
+
+
+class Identity(ConversionOps):
+    """Changes nothing, but makes transformers write the quantized tensor to the offload folder.
+
+    Without a conversion, a disk-offloaded weight is read back from the 16-bit checkpoint and cast to int8: zeros.
+    """
+
+    def convert(self, input_dict: dict[str, Any], *, full_layer_name: str = "", **kwargs: Any) -> dict[str, Tensor]:
+        """Returns the tensor under its full name."""
+        ((_, value),) = input_dict.items()
+        return {full_layer_name: _only(value)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """The same."""
+        return Identity()
+
+
+class Unflatten(ConversionOps):
+    """Gives a weight that is stored flat its two dimensions; see `tripwire`."""
+
+    def convert(
+        self, input_dict: dict[str, Any], *, full_layer_name: str = "", model: Any = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Returns the weight as [N, K]."""
+        ((_, value),) = input_dict.items()
+        weight, shape = _only(value), model.get_parameter(full_layer_name).shape
+        if weight.numel() != shape.numel():
+            raise ValueError(
+                f"{full_layer_name} has {weight.numel()} values in the checkpoint, {shape.numel()} in the model"
+            )
+        return {full_layer_name: weight.view(shape)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """`Flatten`."""
+        return Flatten()
+
+
+class Flatten(ConversionOps):
+    """Stores a weight flat; see `tripwire`."""
+
+    def convert(self, input_dict: dict[str, Any], *, full_layer_name: str = "", **kwargs: Any) -> dict[str, Tensor]:
+        """Returns the weight as [N * K]."""
+        ((_, value),) = input_dict.items()
+        return {full_layer_name: _only(value).flatten()}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """`Unflatten`."""
+        return Unflatten()
+
+
+class ReadBitsandbytesScale(ConversionOps):
+    """Turns the row absmax of bitsandbytes (`SCB`, [N]) into our scale ([N, 1], absmax / 127)."""
+
+    def convert(self, input_dict: dict[str, Any], *, target_patterns: list[str], **kwargs: Any) -> dict[str, Tensor]:
+        """Returns the scale.
+
+        Raises:
+            ValueError: The weight is not stored row by row but in one of the tiled formats of old versions.
+        """
+        absmax = _only(input_dict.get(BITSANDBYTES_SCALE))
+        layout = _only(input_dict.get(BITSANDBYTES_FORMAT))
+        if layout is not None and int(layout) != 0:
+            raise ValueError(f"weight_format must be 0 (row), got {int(layout)}; save it again with bitsandbytes 0.45+")
+        return {target_patterns[0]: Parameter(absmax.float()[:, None] / 127, requires_grad=False)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """`WriteBitsandbytesScale`."""
+        return WriteBitsandbytesScale()
+
+
+class WriteBitsandbytesScale(ConversionOps):
+    """Turns our scale into the `SCB` and `weight_format` of bitsandbytes."""
+
+    supports_many_to_many = True
+
+    def convert(self, input_dict: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        """Returns the row absmax and the code of the row layout."""
+        ((_, value),) = input_dict.items()
+        return {
+            BITSANDBYTES_SCALE: _only(value)[:, 0] * 127,
+            BITSANDBYTES_FORMAT: torch.tensor(0, dtype=torch.uint8),
+        }
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """`ReadBitsandbytesScale`."""
+        return ReadBitsandbytesScale()
+
+
+BITSANDBYTES_SCALE = ".SCB"
+BITSANDBYTES_FORMAT = ".weight_format"
+
+
+def _only(value: Any) -> Any:
+    """The tensor that a conversion gets, alone or in a list of one."""
+    return value[0] if isinstance(value, list) else value

@@ -1,0 +1,216 @@
+"""`Int8HfQuantizer`: what transformers calls while it loads, saves or dequantizes a model of ours."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.modeling_utils import PreTrainedModel
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import get_module_from_name
+
+from llmint8.checkpoint import SCALE_NAMES, CheckpointError, TensorInfo, check_scales, read_headers
+from llmint8.config import Int8Config
+from llmint8.integrations.transformers import tripwire
+from llmint8.integrations.transformers.conversions import (
+    BITSANDBYTES_FORMAT,
+    BITSANDBYTES_SCALE,
+    Identity,
+    QuantizeWeight,
+    ReadBitsandbytesScale,
+)
+from llmint8.nn import Int8Linear
+from llmint8.ops import INPUT_DTYPES
+from llmint8.quantize import dequantize_, int8_class, int8_layers, layers_to_quantize, matches, replace_module
+
+
+class Int8HfQuantizer(HfQuantizer):
+    """Swaps linear layers for int8 ones before the weights are read, and quantizes each weight as it is read."""
+
+    serialized_names = {"weight": ["weight", "weight_scale"]}
+    quantization_config: Int8Config
+
+    def __init__(self, quantization_config: Int8Config, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._tensors: dict[str, TensorInfo] = {}
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Checks the dtype of the layers that are not quantized, which is that of the activations.
+
+        Raises:
+            ValueError: It is none that the int8 layers take.
+        """
+        if dtype not in INPUT_DTYPES:
+            raise ValueError(f"dtype must be float16, bfloat16 or float32 for an int8 model, got {dtype}")
+        return dtype
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
+    ) -> None:
+        config = self.quantization_config
+        self._tensors = read_headers(checkpoint_files or ())
+        names = self._int8_layers_of_checkpoint(model) if self.pre_quantized else None
+        if names is None:
+            names = layers_to_quantize(model, config)
+        if not names:
+            raise ValueError(f"{type(model).__name__} has no nn.Linear to quantize")
+        for name in names:
+            layer = model.get_submodule(name)
+            int8 = int8_class(layer)
+            if int8 is None:
+                raise CheckpointError(f"{name} is int8 in the checkpoint, but a {type(layer).__name__} in the model")
+            made = int8.empty_like(layer, config)
+            made._is_hf_initialized = True  # type: ignore[assignment]  # else transformers fills int8 with noise
+            made._hf_quantized_needs_local_tp = True  # type: ignore[assignment]
+            replace_module(model, name, made)
+        untie_int8_heads(model)
+        if config.checkpoint_format == "bitsandbytes":
+            model._keys_to_ignore_on_load_unexpected = {
+                *(model._keys_to_ignore_on_load_unexpected or ()),
+                rf"{re.escape(BITSANDBYTES_FORMAT)}$",
+            }
+
+    def _int8_layers_of_checkpoint(self, model: PreTrainedModel) -> list[str] | None:
+        """The layers with a scale in the checkpoint, by their names in the model; None if it cannot be told."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        if not self._tensors:
+            return None
+        check_scales(self._tensors)
+        renamings = [c for c in get_model_conversion_mapping(model) if isinstance(c, WeightRenaming)]
+        expected = model.state_dict()
+        names = []
+        for key in self._tensors:
+            stem, _, leaf = key.rpartition(".")
+            if leaf in SCALE_NAMES.values() and f"{stem}.weight" in self._tensors:
+                weight, _ = rename_source_key(f"{stem}.weight", renamings, [], model.base_model_prefix, expected)
+                if weight in expected:  # else it belongs to a part that this class of model does not have
+                    names.append(weight.removesuffix(".weight"))
+        return names
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
+        """Whether a parameter of the model is to be quantized from a float tensor of the checkpoint."""
+        if self.pre_quantized:
+            return False
+        module, name = get_module_from_name(model, param_name)
+        return isinstance(module, Int8Linear) and name == "weight"
+
+    def get_quantize_ops(self) -> QuantizeWeight:
+        """Returns the operation for one weight."""
+        return QuantizeWeight()
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
+        """Adds our conversions to those of the model."""
+        conversions = super().update_weight_conversions(weight_conversions, model)
+        if not self.pre_quantized:
+            leaves = sorted({name.rpartition(".")[2] for name, _ in int8_layers(model)})
+            pattern = rf"({'|'.join(map(re.escape, leaves))})\.weight"
+            return [*conversions, WeightConverter(pattern, r"\1.weight", [Identity()])]
+        if self.quantization_config.checkpoint_format == "bitsandbytes":
+            return [*conversions, bitsandbytes_conversion()]
+        return [*conversions, *tripwire.loading_conversions(self._tensors, conversions)]
+
+    def update_parallel_plan(self, model: PreTrainedModel, plan: dict[str, str]) -> None:
+        """Shards each scale as its weight, but for row-wise layers, whose shards share their output features."""
+        super().update_parallel_plan(model, plan)
+        for name, style in list(plan.items()):
+            if name.endswith(".weight_scale") and "rowwise" in style:
+                plan[name] = "replicate"
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        for name, layer in int8_layers(model):
+            for leaf in ("weight", "weight_scale"):
+                tensor = getattr(layer, leaf)
+                if not tensor.is_meta and not getattr(tensor, "_is_hf_initialized", False):
+                    raise CheckpointError(f"{name}.{leaf} is missing in the checkpoint")
+        self._quantize_tied_heads(model)
+        self._tensors = {}
+        attach(model, self)
+
+    def _quantize_tied_heads(self, model: PreTrainedModel) -> None:
+        """Gives the heads in `include_modules` that are tied to an embedding an int8 copy of its weight."""
+        if self.pre_quantized:
+            return
+        tied = getattr(model, "all_tied_weights_keys", None) or {}
+        for key in list(tied):
+            name = key.removesuffix(".weight")
+            layer = model.get_submodule(name) if name != key else None
+            if layer is None or int8_class(layer) is None or not matches(name, self.quantization_config.include_modules):
+                continue
+            if layer.weight.is_meta:
+                raise ValueError(f"the tied layer {name} cannot be quantized while it is offloaded")
+            replace_module(model, name, Int8Linear.from_float(layer, self.quantization_config))
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+        if isinstance(dtype, str):  # transformers turns config.dtype into a string when it saves
+            dtype = getattr(torch, dtype.removeprefix("torch."))
+        model._weight_conversions = without_ours(model)
+        return dequantize_(model, dtype)
+
+    def is_serializable(self) -> bool:
+        """Whether the model can be saved: always."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether adapters can be trained on top: gradients flow through the layers to their input."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether `torch.compile` makes one graph of the model: it does."""
+        return True
+
+
+def attach(model: PreTrainedModel, quantizer: Int8HfQuantizer | None = None) -> None:
+    """Makes a model with int8 layers one that transformers saves and loads again as int8.
+
+    Args:
+        model: Quantized by `from_pretrained` or by `quantize_`.
+        quantizer: The one that loaded it; a new one with the settings of the first layer if None.
+    """
+    if quantizer is None:
+        _, layer = next(int8_layers(model))
+        quantizer = Int8HfQuantizer(layer.int8_config, pre_quantized=True)
+        model.config.quantization_config = layer.int8_config
+        model.hf_quantizer = quantizer
+        model.is_quantized = True
+        model.quantization_method = Int8Config.quant_method
+    untie_int8_heads(model)
+    conversions = without_ours(model)
+    if quantizer.quantization_config.checkpoint_format == "bitsandbytes":
+        ours: WeightConverter | None = bitsandbytes_conversion()
+    else:
+        ours = tripwire.saving_conversion(model, conversions)
+    model._weight_conversions = conversions if ours is None else [*conversions, ours]
+
+
+def untie_int8_heads(model: PreTrainedModel) -> None:
+    """Forgets that a head was tied to an embedding once it has an int8 weight of its own."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    for key in list(tied):
+        name, _, leaf = key.rpartition(".")
+        if leaf == "weight" and isinstance(model.get_submodule(name), Int8Linear):
+            del tied[key]
+            model.config.tie_word_embeddings = False
+            model.config.get_text_config(decoder=True).tie_word_embeddings = False
+
+
+def bitsandbytes_conversion() -> WeightConverter:
+    """Returns the conversion between the scales of bitsandbytes and ours."""
+    return WeightConverter([BITSANDBYTES_SCALE, BITSANDBYTES_FORMAT], ".weight_scale", [ReadBitsandbytesScale()])
+
+
+def without_ours(model: nn.Module) -> list[Any]:
+    """Returns the conversions of a model but for those of this package."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange
+
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is None:  # made without from_pretrained: what transformers itself would take in that case
+        mapping = get_model_conversion_mapping(model, add_legacy=False)
+        conversions = [c for c in mapping if not isinstance(c, PrefixChange)]
+    ours = (Identity, ReadBitsandbytesScale, tripwire.Unflatten)
+    return [c for c in conversions if not any(isinstance(op, ours) for op in getattr(c, "operations", ()))]

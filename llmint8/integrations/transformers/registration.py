@@ -1,0 +1,61 @@
+"""Registers the quantizer with transformers, without importing more of it than the program does."""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+# Every model is loaded through this module; importing it takes a second, so we wait until somebody does.
+_MODULE = "transformers.modeling_utils"
+
+
+def register() -> None:
+    """Makes `from_pretrained` know `Int8Config`, at once or as soon as transformers' modelling code is imported."""
+    if _MODULE in sys.modules:
+        _register_now()
+    else:
+        sys.meta_path.insert(0, _AfterImport(_MODULE, _register_now))
+
+
+def _register_now() -> None:
+    from transformers.modeling_utils import PreTrainedModel
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+
+    from llmint8.config import Int8Config
+    from llmint8.integrations.transformers.heads import layers_kept_in_16_bit
+    from llmint8.integrations.transformers.quantizer import Int8HfQuantizer
+    from llmint8.integrations.transformers.saving import make_saving_atomic
+    from llmint8.quantize import default_skips
+
+    AUTO_QUANTIZATION_CONFIG_MAPPING[Int8Config.quant_method] = Int8Config
+    AUTO_QUANTIZER_MAPPING[Int8Config.quant_method] = Int8HfQuantizer
+    default_skips.append(layers_kept_in_16_bit)
+    make_saving_atomic(PreTrainedModel)
+
+
+class _AfterImport(MetaPathFinder):
+    """Calls a function once, right after a module has been imported."""
+
+    def __init__(self, name: str, function: Callable[[], None]) -> None:
+        self.name = name
+        self.function = function
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            self.function()
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

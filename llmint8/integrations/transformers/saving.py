@@ -1,0 +1,97 @@
+"""Saving that leaves the old checkpoint, the new one or none, but never a mixture that loads."""
+
+import contextlib
+import functools
+import inspect
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.modeling_utils import PreTrainedModel
+
+from llmint8.integrations.bitsandbytes import config_to_bitsandbytes
+from llmint8.integrations.transformers.quantizer import attach
+from llmint8.quantize import int8_layers
+
+_STAGING_PREFIX = ".llmint8-saving-"
+
+
+def make_saving_atomic(cls: type[PreTrainedModel]) -> None:
+    """Wraps `save_pretrained` of a class for models with int8 layers; others are saved as before.
+
+    Args:
+        cls: `PreTrainedModel`.
+    """
+    original = cls.save_pretrained
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def save_pretrained(self: PreTrainedModel, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        if not any(True for _ in int8_layers(self)):
+            return original(self, save_directory, *args, **kwargs)
+        if getattr(self, "hf_quantizer", None) is None:  # quantized by quantize_
+            attach(self)
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        adapters_only = getattr(self, "_hf_peft_config_loaded", False)
+        arguments = signature.bind(self, save_directory, *args, **kwargs).arguments
+        if distributed or adapters_only or arguments.get("push_to_hub"):  # every rank writes; compares time stamps
+            return original(self, save_directory, *args, **kwargs)
+        folder = Path(save_directory)
+        with _staging(folder) as staging:
+            with _config_of_the_format(self):
+                original(self, staging, *args, **kwargs)
+            _move(staging, folder, arguments.get("variant"))
+        return None
+
+    cls.save_pretrained = save_pretrained  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside a folder, which is made if need be and goes away again if nothing came of it."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; a checkpoint is saved into a folder")
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{_STAGING_PREFIX}*"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=folder))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not existed and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def _config_of_the_format(model: PreTrainedModel) -> Iterator[None]:
+    """Makes `config.json` say bitsandbytes if that is the format of the checkpoint."""
+    config = model.config.quantization_config
+    try:
+        if config.checkpoint_format == "bitsandbytes":
+            model.config.quantization_config = config_to_bitsandbytes(config)
+        yield
+    finally:
+        model.config.quantization_config = config
+
+
+def _move(staging: Path, folder: Path, variant: str | None) -> None:
+    """Moves a finished checkpoint into its folder: while files of two could meet there is no config.json."""
+    config, new_config = folder / "config.json", staging / "config.json"
+    mode = new_config.stat().st_mode
+    config.unlink(missing_ok=True)
+    tag = re.escape(f".{variant}") if variant else ""
+    weights = re.compile(rf"model{tag}(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index{tag}\.json")
+    for old in [file for file in folder.iterdir() if weights.fullmatch(file.name)]:
+        old.unlink()
+    for file in sorted(staging.iterdir()):
+        if file != new_config:
+            file.chmod(mode)  # safetensors makes its files readable by their owner alone
+            file.replace(folder / file.name)
+    new_config.replace(config)

@@ -1,0 +1,199 @@
+"""`from_pretrained(..., load_in_8bit=True)`: transformers' own loading, with int8 asked for and input checked."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmint8.checkpoint import check_folder
+from llmint8.config import Int8Config
+from llmint8.integrations.bitsandbytes import QUANT_METHOD as BITSANDBYTES
+from llmint8.integrations.bitsandbytes import config_from_bitsandbytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SETTINGS = (*Int8Config.RUNTIME_SETTINGS, "skip_modules", "include_modules")
+# What `AutoConfig.from_pretrained` needs to find the same files as the model will.
+_HUB_KEYWORDS = (
+    "cache_dir",
+    "code_revision",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+
+
+def from_pretrained(
+    pretrained_model_name_or_path: str | os.PathLike,
+    *,
+    load_in_8bit: bool = True,
+    quantization_config: Int8Config | Mapping[str, Any] | None = None,
+    auto_class: type | str | None = None,
+    **kwargs: Any,
+) -> "PreTrainedModel":
+    """Loads a transformers model in 8 bit.
+
+    A 16-bit checkpoint is quantized while it is read, one tensor at a time. One that is already int8, ours or
+    bitsandbytes', is loaded as it is, and runtime settings given here replace those it stores.
+
+    Args:
+        pretrained_model_name_or_path: A folder, or the name of a model on the Hugging Face hub.
+        load_in_8bit: False loads a 16-bit checkpoint as it is.
+        quantization_config: Settings. Alternatively, give its fields one by one: `threshold=6.0`, `budget=64`,
+            `mode`, `relative`, `symmetric`, `skip_modules`, `include_modules`.
+        auto_class: The class to load with, or its name in transformers: `"AutoModelForSequenceClassification"`. The
+            class that the checkpoint was saved from if None.
+        **kwargs: Every other keyword that transformers takes: `device_map`, `dtype`, `offload_folder`, ... Pickled
+            weights are loaded only with `use_safetensors=False`.
+
+    Returns:
+        A transformers model in evaluation mode.
+
+    Raises:
+        FileNotFoundError: The folder, its config.json or its weights are not there.
+        CheckpointError: A file is truncated or corrupted, or a scale is missing or has the wrong shape.
+        TypeError: A setting has the wrong type.
+        ValueError: A setting is out of range, arguments contradict each other, or the checkpoint is quantized by
+            another method.
+    """
+    if not isinstance(load_in_8bit, bool):
+        raise TypeError(f"load_in_8bit must be True or False, got {load_in_8bit!r}")
+    if kwargs.pop("load_in_4bit", False):
+        raise ValueError("load_in_4bit=True: this library is 8-bit only; use load_in_8bit=True")
+    settings = {name: kwargs.pop(name) for name in SETTINGS if name in kwargs}
+    requested = _requested(quantization_config, settings)
+    if not load_in_8bit and (quantization_config is not None or settings):
+        given = ["quantization_config"] if quantization_config is not None else sorted(settings)
+        raise ValueError(f"load_in_8bit=False contradicts {', '.join(given)}; remove one")
+    path = _checked_path(pretrained_model_name_or_path, kwargs)
+
+    from transformers import AutoConfig
+
+    config = kwargs.pop("config", None)
+    if config is None or isinstance(config, str | os.PathLike):
+        hub = {name: kwargs[name] for name in (*_HUB_KEYWORDS, "gguf_file") if name in kwargs}
+        stored_config = AutoConfig.from_pretrained(path if config is None else config, **hub)
+        if config is not None:
+            kwargs["config"] = stored_config
+    else:
+        stored_config = kwargs["config"] = config
+    stored = _stored_quantization(stored_config)
+    if stored is not None:
+        if not load_in_8bit:
+            raise ValueError(
+                f"load_in_8bit=False, but {path} is already int8; load it and use llmint8.dequantize_(model)"
+            )
+        merged = _merged(_int8_settings(stored, path), quantization_config, settings)
+        if merged.to_dict() != stored:
+            stored_config, kwargs = _config_with(merged, path, stored_config, kwargs)
+    elif load_in_8bit and "gguf_file" not in kwargs:
+        kwargs["quantization_config"] = requested
+    model_class = _model_class(auto_class, stored_config)
+    if kwargs.get("gguf_file") is None:
+        kwargs.setdefault("use_safetensors", True)
+        return model_class.from_pretrained(path, **kwargs)
+    return _from_gguf(model_class, path, requested if load_in_8bit else None, kwargs)
+
+
+def _requested(config: Int8Config | Mapping[str, Any] | None, settings: dict[str, Any]) -> Int8Config:
+    if config is None:
+        return Int8Config(**settings)
+    if settings:
+        raise ValueError(f"both quantization_config and {', '.join(sorted(settings))} are given; give only one")
+    if isinstance(config, Int8Config):
+        return config
+    if not isinstance(config, Mapping):
+        to_dict = getattr(config, "to_dict", None)
+        method = getattr(config, "quant_method", None)
+        if to_dict is None or getattr(method, "value", method) != BITSANDBYTES:
+            raise TypeError(f"quantization_config must be an llmint8.Int8Config, got {type(config).__name__}")
+        config = {**to_dict(), "quant_method": BITSANDBYTES}
+    if config.get("quant_method", Int8Config.quant_method) == BITSANDBYTES:
+        return config_from_bitsandbytes(config).replace(checkpoint_format="llmint8")
+    return Int8Config.from_dict(config)
+
+
+def _checked_path(given: str | os.PathLike, kwargs: Mapping[str, Any]) -> str:
+    """The path or hub name, once what can be told without loading has been found in order."""
+    path = os.fspath(given)
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if kwargs.get("gguf_file") is None:
+            folder_of_weights = folder / (kwargs.get("subfolder") or "")
+            check_folder(folder_of_weights, kwargs.get("variant"), kwargs.get("use_safetensors"))
+        return str(folder)
+    is_hub_name = len(folder.parts) <= 2 and not folder.is_absolute() and not path.startswith(("~", "."))
+    if folder.exists() or not is_hub_name:
+        problem = "is a file, not the folder of a checkpoint" if folder.exists() else "does not exist"
+        raise FileNotFoundError(f"{path} {problem}")
+    return path
+
+
+def _stored_quantization(config: Any) -> dict[str, Any] | None:
+    """The quantization that a checkpoint was saved with, as transformers looks for it."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        stored = getattr(config.get_text_config(decoder=True), "quantization_config", None)
+    return stored if stored is None or isinstance(stored, dict) else stored.to_dict()
+
+
+def _int8_settings(stored: dict[str, Any], path: str) -> Int8Config:
+    method = stored.get("quant_method")
+    if method == Int8Config.quant_method:
+        return Int8Config.from_dict(stored)
+    if method == BITSANDBYTES:
+        return config_from_bitsandbytes(stored)
+    raise ValueError(f"{path} is already quantized with {method!r}; load a 16-bit checkpoint of the model instead")
+
+
+def _merged(stored: Int8Config, config: Any, settings: dict[str, Any]) -> Int8Config:
+    """The stored settings with the runtime ones replaced by those that were asked for."""
+    if config is not None:
+        requested = _requested(config, {})
+        return stored.replace(**{name: getattr(requested, name) for name in Int8Config.RUNTIME_SETTINGS})
+    for name in ("skip_modules", "include_modules"):
+        if name in settings and tuple(settings[name] or ()) != getattr(stored, name):
+            raise ValueError(f"{name}={settings[name]!r} cannot be changed: the checkpoint is already int8")
+    return stored.replace(**settings)
+
+
+def _config_with(
+    settings: Int8Config, path: str, config: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """A model configuration that carries other settings, since transformers prefers those of the checkpoint."""
+    from transformers import AutoConfig
+
+    if "config" not in kwargs:  # reads the keywords that belong to the configuration, as transformers would
+        config, kwargs = AutoConfig.from_pretrained(path, return_unused_kwargs=True, **kwargs)
+    config.quantization_config = settings.to_dict()
+    return config, {**kwargs, "config": config}
+
+
+def _model_class(auto_class: type | str | None, config: Any) -> Any:
+    import transformers
+
+    if isinstance(auto_class, str):
+        if not hasattr(transformers, auto_class):
+            raise ValueError(f"auto_class must be a class of transformers or its name, got {auto_class!r}")
+        return getattr(transformers, auto_class)
+    if auto_class is not None:
+        return auto_class
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    return getattr(transformers, architecture, transformers.AutoModelForCausalLM)
+
+
+def _from_gguf(model_class: Any, path: str, config: Int8Config | None, kwargs: dict[str, Any]) -> "PreTrainedModel":
+    """Loads a GGUF file in floating point, as transformers does, and quantizes it after that."""
+    from llmint8.quantize import quantize_
+
+    model = model_class.from_pretrained(path, **kwargs)
+    if config is None:
+        return model
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    return quantize_(model, config)

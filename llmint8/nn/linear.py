@@ -1,0 +1,183 @@
+"""`Int8Linear`: an `nn.Linear` with an int8 weight and 16-bit outlier columns."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from llmint8 import ops
+from llmint8.config import Int8Config
+
+
+class Int8Linear(nn.Linear):
+    """A linear layer with an int8 weight whose outlier input columns run in floating point (LLM.int8()).
+
+    Its tensors are plain parameters without gradient, so moving, copying, pickling, saving, tracing and offloading
+    work as for any layer. Whatever `.to(dtype)` is asked for, the weight stays int8 and its scale fp32.
+
+    Attributes:
+        weight: int8 [out_features, in_features].
+        weight_scale: fp32 [out_features, 1]; the float weight is about `weight * weight_scale`.
+        bias: Floating point [out_features], or None.
+        int8_config: The runtime settings; may be replaced at any time.
+    """
+
+    weight_scale: Parameter
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        config: Int8Config | None = None,
+    ) -> None:
+        """Makes a layer with a weight of zeros, to be filled by `load_state_dict`.
+
+        Args:
+            in_features: K.
+            out_features: N.
+            bias: Whether there is a bias.
+            device: Of all tensors.
+            dtype: Of the bias; the default dtype if None.
+            config: Settings; the default ones if None.
+        """
+        nn.Module.__init__(self)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.int8_config = config or Int8Config()
+        codes = torch.zeros(out_features, in_features, dtype=torch.int8, device=device)
+        self.weight = Parameter(codes, requires_grad=False)
+        scale = torch.ones(out_features, 1, dtype=torch.float32, device=device)
+        self.weight_scale = Parameter(scale, requires_grad=False)
+        if bias:
+            self.bias = Parameter(torch.zeros(out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+
+    @classmethod
+    def from_float(cls, layer: nn.Module, config: Int8Config | None = None) -> Self:
+        """Quantizes a float layer.
+
+        Args:
+            layer: An `nn.Linear`; it is not changed, and its bias is shared.
+            config: Settings; the default ones if None.
+
+        Returns:
+            The int8 layer, on the same device and in the same training mode.
+
+        Raises:
+            TypeError: The weight is not floating point.
+            ValueError: The weight has a NaN or Inf.
+        """
+        weight = cls._float_weight(layer)
+        codes, scale = ops.quantize_weight(weight.detach())
+        result = cls.empty_like(layer, config)
+        result.weight = Parameter(codes, requires_grad=False)
+        result.weight_scale = Parameter(scale, requires_grad=False)
+        result.bias = layer.bias
+        return result.train(layer.training)
+
+    @classmethod
+    def empty_like(cls, layer: nn.Module, config: Int8Config | None = None) -> Self:
+        """Makes an int8 layer on the meta device, of the shape, bias and dtype of a float layer.
+
+        Args:
+            layer: An `nn.Linear`.
+            config: Settings; the default ones if None.
+        """
+        out_features, in_features = cls._float_weight(layer).shape
+        has_bias = layer.bias is not None
+        return cls(in_features, out_features, has_bias, "meta", layer.weight.dtype, config=config)  # type: ignore[arg-type]
+
+    def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """Dequantizes into an `nn.Linear`.
+
+        Args:
+            dtype: Of the weight and bias; that of the bias, or the default dtype without one, if None.
+        """
+        dtype = dtype or self._float_dtype()
+        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        layer.weight = Parameter(self.dequantized_weight(dtype))
+        if self.bias is not None:
+            layer.bias = Parameter(self.bias.detach().to(dtype))
+        return layer.train(self.training)
+
+    def dequantized_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Returns the weight as floating point [out_features, in_features]."""
+        return ops.dequantize_weight(self.weight, self.weight_scale, dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Applies the layer.
+
+        Args:
+            input: fp16, bf16 or fp32 [..., in_features]; cast as `nn.Linear` does under autocast.
+
+        Returns:
+            [..., out_features], dtype of the input.
+        """
+        device_type = input.device.type
+        if torch.is_autocast_enabled(device_type):
+            input = input.to(torch.get_autocast_dtype(device_type))
+        config = self.int8_config
+        return ops.int8_linear(
+            input,
+            self.weight,
+            self.weight_scale,
+            self.bias,
+            config.mode or "budget",
+            config.threshold or 0.0,
+            config.budget or 0,
+            bool(config.relative),
+            config.symmetric,
+        )
+
+    def extra_repr(self) -> str:
+        """Returns the arguments and the outlier setting."""
+        setting = getattr(self.int8_config, self.int8_config.mode or "", None)
+        outliers = self.int8_config.mode if setting is None else f"{self.int8_config.mode} {setting:g}"
+        return f"{super().extra_repr()}, outliers={outliers}"
+
+    def reset_parameters(self) -> None:
+        """Refuses to make up weights: an int8 layer has those it was quantized from or has loaded.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        raise RuntimeError("an Int8Linear cannot be initialized at random; quantize a layer or load a state dict")
+
+    @staticmethod
+    def _float_weight(layer: nn.Module) -> Tensor:
+        """The float weight as [out_features, in_features]."""
+        return layer.weight  # type: ignore[return-value]
+
+    def _float_dtype(self) -> torch.dtype:
+        return torch.get_default_dtype() if self.bias is None else self.bias.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # `.to(float16)`, `.half()` and their like must move the tensors and leave these dtypes alone.
+        kept = {name: getattr(self, name).data for name in ("weight", "weight_scale")}
+        super()._apply(fn, recurse)
+        for name, tensor in kept.items():
+            moved = getattr(self, name)
+            if moved.dtype != tensor.dtype:
+                setattr(self, name, Parameter(tensor.to(moved.device), requires_grad=False))
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # `Tensor.copy_` would turn a float weight into zeros, and an int8 one without its scale into noise.
+        error_msgs: list[str] = args[-1]
+        weight = state_dict.get(prefix + "weight")
+        scale = state_dict.get(prefix + "weight_scale")
+        if weight is not None and weight.dtype != torch.int8:
+            error_msgs.append(f"{prefix}weight must be int8, got {weight.dtype}; quantize it first")
+        elif weight is not None and scale is None:
+            error_msgs.append(f"{prefix}weight is int8 but has no {prefix}weight_scale")
+        elif scale is not None and scale.dtype != torch.float32:
+            error_msgs.append(f"{prefix}weight_scale must be float32, got {scale.dtype}")
+        else:
+            super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,246 @@
+"""The operators `torch.ops.llmint8.*`: schema, shapes under tracing, gradients, and the one seam to the kernels.
+
+A backend is a folder of `kernels/`; it is bound here to a dispatch key. Everything data-dependent happens inside an
+operator, so a compiled graph sees one opaque node per layer.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmint8 import functional
+from llmint8.kernels.cpu import int8_linear as cpu
+from llmint8.kernels.reference import int8_linear as reference
+
+INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+_library = torch.library.Library("llmint8", "DEF")
+_library.define(
+    "int8_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, str mode, float threshold, int budget, "
+    "bool relative, bool symmetric) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "int8_linear_grad_input(Tensor grad, Tensor weight, Tensor weight_scale) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define("quantize_weight(Tensor weight) -> (Tensor, Tensor)", tags=(torch.Tag.pt2_compliant_tag,))
+_library.define(
+    "dequantize_weight(Tensor weight, Tensor weight_scale, ScalarType dtype) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+# Dispatch key -> kernel. The first serves every device that has none of its own.
+_INT8_LINEAR = {"CompositeExplicitAutograd": reference.int8_linear, "CPU": cpu.int8_linear}
+
+
+def int8_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    mode: str = "budget",
+    threshold: float = 0.0,
+    budget: int = 32,
+    relative: bool = True,
+    symmetric: bool = False,
+) -> Tensor:
+    """Applies an int8 weight to an input, outlier columns in floating point (LLM.int8(), equation 8).
+
+    Few rows (16 or less) are not quantized at all: reading the weight is what costs then, and `y = x . (s_w q_w)`
+    is as cheap and more accurate.
+
+    Args:
+        x: fp16, bf16 or fp32 [..., K], any strides.
+        weight: int8 [N, K].
+        weight_scale: fp32 [N, 1].
+        bias: Floating point [N].
+        mode: `"threshold"`, `"budget"` or `"none"`; this and the rest as in `Int8Config`.
+        threshold: Smallest score of an outlier column, in mode `"threshold"`.
+        budget: Number of outlier columns, in mode `"budget"`.
+        relative: Scores a feature relative to the root mean square of its row.
+        symmetric: Quantizes activations without a zero point.
+
+    Returns:
+        [..., N], dtype of `x`. Differentiable in `x` and `bias`; the gradient to `x` goes through the dequantized
+        weight and leaves the rounding of activations out.
+
+    Raises:
+        TypeError: A dtype is not one of the above.
+        ValueError: The shapes do not fit, or `mode` is unknown.
+    """
+    return _int8_linear_op(x, weight, weight_scale, bias, mode, threshold, budget, relative, symmetric)
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantizes a weight vector-wise, one scale per output feature (section 3.1).
+
+    Args:
+        weight: Floating point [N, K].
+
+    Returns:
+        int8 codes [N, K] and scales, fp32 [N, 1].
+
+    Raises:
+        TypeError: The weight is not floating point.
+        ValueError: It is not a matrix, or has a NaN or Inf.
+    """
+    if not weight.is_floating_point():
+        raise TypeError(f"only a floating-point weight can be quantized, got {weight.dtype}")
+    codes, scale = torch.ops.llmint8.quantize_weight(weight)
+    if scale.device.type != "meta" and not bool(torch.isfinite(scale).all()):
+        rows = (~torch.isfinite(scale)).flatten().nonzero().flatten()
+        raise ValueError(
+            f"the weight has a NaN or Inf in {rows.numel()} of its {scale.shape[0]} rows (the first is row "
+            f"{int(rows[0])}), so it has no int8 form; the checkpoint is damaged, or its values overflow the dtype"
+        )
+    return codes, scale
+
+
+def dequantize_weight(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Returns the floating-point weight that int8 codes stand for.
+
+    Args:
+        weight: int8 [N, K].
+        weight_scale: fp32 [N, 1].
+        dtype: Of the result.
+    """
+    return torch.ops.llmint8.dequantize_weight(weight, weight_scale, dtype)
+
+
+_int8_linear_op = torch.ops.llmint8.int8_linear.default
+
+
+def _check(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> None:
+    if x.dtype not in INPUT_DTYPES:
+        raise TypeError(f"the input must be float16, bfloat16 or float32, got {x.dtype}")
+    if weight.dtype != torch.int8 or weight_scale.dtype != torch.float32:
+        raise TypeError(
+            f"weight must be int8 and weight_scale float32, got {weight.dtype} and {weight_scale.dtype}"
+        )
+    if weight.dim() != 2 or weight_scale.shape != (weight.shape[0], 1):
+        raise ValueError(
+            f"weight must be [N, K] and weight_scale [N, 1], got {list(weight.shape)} and {list(weight_scale.shape)}"
+        )
+    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"the input must be [..., {weight.shape[1]}] for a weight {list(weight.shape)}, got {list(x.shape)}"
+        )
+    if bias is not None and bias.shape != (weight.shape[0],):
+        raise ValueError(f"bias must be [{weight.shape[0]}], got {list(bias.shape)}")
+
+
+def _bind(kernel: Any) -> Any:
+    """Wraps a kernel for [M, K] rows into one for any input."""
+
+    def int8_linear_any_rank(
+        x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, *settings: Any
+    ) -> Tensor:
+        _check(x, weight, weight_scale, bias)
+        shape = (*x.shape[:-1], weight.shape[0])
+        if 0 in shape or weight.shape[1] == 0:  # nothing to multiply: the bias, or nothing at all
+            y = x.new_zeros(shape)
+            return y if bias is None else y + bias.to(y.dtype)
+        return kernel(x.reshape(-1, x.shape[-1]), weight, weight_scale, bias, *settings).view(shape)
+
+    return int8_linear_any_rank
+
+
+for _key, _kernel in _INT8_LINEAR.items():
+    _library.impl("int8_linear", _bind(_kernel), _key)
+
+
+@torch.library.register_fake("llmint8::int8_linear", lib=_library)
+def _(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, *settings: Any
+) -> Tensor:
+    _check(x, weight, weight_scale, bias)
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _grad_input(grad: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+    rows = grad.reshape(-1, grad.shape[-1])
+    result = functional.weight_only_grad_input(rows, weight, weight_scale)
+    return result.view(*grad.shape[:-1], weight.shape[1])
+
+
+_library.impl("int8_linear_grad_input", _grad_input, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("llmint8::int8_linear_grad_input", lib=_library)
+def _(grad: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+    return grad.new_empty((*grad.shape[:-1], weight.shape[1]))
+
+
+def _quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    if weight.dim() != 2:
+        raise ValueError(f"the weight must be [N, K], got {list(weight.shape)}")
+    codes = torch.empty_like(weight, dtype=torch.int8, memory_format=torch.contiguous_format)
+    scale = weight.new_ones(weight.shape[0], 1, dtype=torch.float32)
+    if weight.shape[1] == 0:
+        return codes, scale
+    for rows in functional.row_blocks(weight):
+        codes[rows], scale[rows] = functional.quantize_rowwise(weight[rows])
+    return codes, scale
+
+
+_library.impl("quantize_weight", _quantize_weight, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("llmint8::quantize_weight", lib=_library)
+def _(weight: Tensor) -> tuple[Tensor, Tensor]:
+    scale = weight.new_empty(weight.shape[0], 1, dtype=torch.float32)
+    return torch.empty_like(weight, dtype=torch.int8, memory_format=torch.contiguous_format), scale
+
+
+def _dequantize_weight(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    result = torch.empty_like(weight, dtype=dtype)
+    for rows in functional.row_blocks(weight):
+        result[rows] = functional.dequantize(weight[rows], weight_scale[rows], dtype=dtype)
+    return result
+
+
+_library.impl("dequantize_weight", _dequantize_weight, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("llmint8::dequantize_weight", lib=_library)
+def _(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(weight, dtype=dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, weight, weight_scale, bias, *_ = inputs
+    ctx.save_for_backward(weight, weight_scale)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    weight, weight_scale = ctx.saved_tensors
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = torch.ops.llmint8.int8_linear_grad_input(grad, weight, weight_scale)
+    if ctx.needs_input_grad[3]:
+        grad_bias = grad.reshape(-1, grad.shape[-1]).float().sum(dim=0).to(ctx.bias_dtype)
+    return grad_x, None, None, grad_bias, None, None, None, None, None
+
+
+torch.library.register_autograd("llmint8::int8_linear", _backward, setup_context=_setup_context, lib=_library)
+
+
+def _register_vmap(name: str) -> None:
+    """Runs the examples of a vmap one by one: each chooses its own outlier columns, as a loop would."""
+    op = getattr(torch.ops.llmint8, name).default
+
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        examples = (
+            [arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, in_dims, strict=True)]
+            for i in range(info.batch_size)
+        )
+        return torch.stack([op(*example) for example in examples]), 0
+
+    torch.library.register_vmap(f"llmint8::{name}", vmap, lib=_library)
+
+
+_register_vmap("int8_linear")
+_register_vmap("int8_linear_grad_input")

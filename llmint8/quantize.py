@@ -1,0 +1,156 @@
+"""`quantize_` and `dequantize_`: any `nn.Module`, in place."""
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from llmint8.config import Int8Config
+from llmint8.nn import Int8Conv1D, Int8Linear
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+# Functions that name the layers of a model to leave out by default; an integration adds one for its kind of model.
+default_skips: list[Callable[[nn.Module], set[str]]] = []
+
+
+def quantize_(model: ModuleT, config: Int8Config | None = None) -> ModuleT:
+    """Replaces every `nn.Linear` of a model (and GPT-2's `Conv1D`) by an int8 layer, in place.
+
+    Subclasses of `nn.Linear` stay as they are, for their meaning is their own, and so does a weight that is shared
+    with another module. One layer at a time is quantized, on the device where it lies.
+
+    Args:
+        model: Any module; a transformers model keeps its heads in 16 bit, see `Int8Config`.
+        config: Settings; the default ones if None.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: The model itself is a linear layer, which cannot be replaced in place.
+        ValueError: There is nothing to quantize, a weight has a NaN or Inf, or a name in `include_modules` fits no
+            linear layer.
+    """
+    config = config or Int8Config()
+    if int8_class(model) is not None:
+        raise TypeError(f"a {type(model).__name__} cannot be replaced in place; use Int8Linear.from_float(layer)")
+    layers = layers_to_quantize(model, config)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no nn.Linear to quantize")
+    done: dict[int, Int8Linear] = {}  # a layer that is used in two places stays one layer
+    for name in layers:
+        layer = model.get_submodule(name)
+        if id(layer) not in done:
+            made = int8_class(layer).from_float(layer, config)  # type: ignore[union-attr]
+            done[id(layer)] = made
+        replace_module(model, name, done[id(layer)])
+    _disable_fused_transformer_layers(model)
+    return model
+
+
+def dequantize_(model: ModuleT, dtype: torch.dtype | None = None) -> ModuleT:
+    """Replaces every int8 layer of a model by the float layer it came from, in place.
+
+    Args:
+        model: Any module.
+        dtype: Of the weights; that of each layer's bias, or the default dtype without one, if None.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: The model itself is an int8 layer.
+        ValueError: A layer's weight is offloaded or on the meta device.
+    """
+    if isinstance(model, Int8Linear):
+        raise TypeError("an Int8Linear cannot be replaced in place; use layer.to_float()")
+    layers = list(int8_layers(model))
+    if offloaded := [name for name, layer in layers if layer.weight.is_meta]:
+        raise ValueError(f"{offloaded[0]} has no weight in memory; load the model without offloading first")
+    done: dict[int, nn.Module] = {}
+    for name, layer in layers:
+        if id(layer) not in done:
+            done[id(layer)] = layer.to_float(dtype)
+        replace_module(model, name, done[id(layer)])
+    return model
+
+
+def int8_class(layer: nn.Module) -> type[Int8Linear] | None:
+    """Returns the int8 form of a float layer, or None if it has none."""
+    if type(layer) is nn.Linear:
+        return Int8Linear
+    pytorch_utils = sys.modules.get("transformers.pytorch_utils")  # no Conv1D without it
+    if pytorch_utils is not None and type(layer) is pytorch_utils.Conv1D:
+        return Int8Conv1D
+    return None
+
+
+def int8_layers(model: nn.Module) -> Iterator[tuple[str, Int8Linear]]:
+    """Yields the int8 layers of a model with their names, one that is used in two places under both."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Int8Linear):
+            yield name, module
+
+
+def layers_to_quantize(model: nn.Module, config: Int8Config) -> list[str]:
+    """Returns the names of the float layers that a configuration quantizes.
+
+    Args:
+        model: Any module.
+        config: Settings.
+
+    Raises:
+        ValueError: A name in `include_modules` fits no linear layer.
+    """
+    candidates = [n for n, m in model.named_modules(remove_duplicate=False) if int8_class(m) is not None]
+    for pattern in config.include_modules:
+        if not any(matches(name, [pattern]) for name in candidates):
+            raise ValueError(f"include_modules names {pattern!r}, but no linear layer has that name")
+    skips = _tied_layers(model).union(*(function(model) for function in default_skips))
+    return [
+        name
+        for name in candidates
+        if not matches(name, config.skip_modules)
+        and (name not in skips or matches(name, config.include_modules))
+    ]
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a module name is one of some names, lies below it or ends with it, at the dots."""
+    return any(re.search(rf"(^|\.){re.escape(p)}$|^{re.escape(p)}\.", name) for p in patterns)
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts a module in the place of another, and accelerate's hook of the old one on the new one."""
+    parent, _, leaf = name.rpartition(".")
+    old = model.get_submodule(name)
+    setattr(model.get_submodule(parent), leaf, module)
+    if (hook := getattr(old, "_hf_hook", None)) is not None:
+        from accelerate.hooks import add_hook_to_module
+
+        add_hook_to_module(module, hook)
+
+
+def _tied_layers(model: nn.Module) -> set[str]:
+    """Names of the modules whose weight is also the parameter of another module."""
+    owners = {(id(m), n): p for m in model.modules() for n, p in m.named_parameters(recurse=False)}
+    uses = Counter(id(p) for p in owners.values())
+    return {
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if uses[id(getattr(module, "weight", None))] > 1
+    }
+
+
+def _disable_fused_transformer_layers(model: nn.Module) -> None:
+    """Keeps PyTorch's fused encoder layer, which reads float weights itself, from bypassing the int8 layers."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and any(int8_layers(module)):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder) and any(int8_layers(module)):
+            module.use_nested_tensor = False
