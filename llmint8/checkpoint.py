@@ -121,9 +121,7 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
             end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            tensors = {
-                name: TensorInfo(entry["dtype"], tuple(entry["shape"]), file) for name, entry in header.items()
-            }
+            tensors = {name: TensorInfo(entry["dtype"], tuple(entry["shape"]), file) for name, entry in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise CheckpointError(f"{file} is corrupted: its header cannot be read ({error})") from error
     if size != 8 + length + end:

@@ -162,9 +162,7 @@ def _merged(stored: Int8Config, config: Any, settings: dict[str, Any]) -> Int8Co
     return stored.replace(**settings)
 
 
-def _config_with(
-    settings: Int8Config, path: str, config: Any, kwargs: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
+def _config_with(settings: Int8Config, path: str, config: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """A model configuration that carries other settings, since transformers prefers those of the checkpoint."""
     from transformers import AutoConfig
 

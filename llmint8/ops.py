@@ -116,9 +116,7 @@ def _check(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None)
     if x.dtype not in INPUT_DTYPES:
         raise TypeError(f"the input must be float16, bfloat16 or float32, got {x.dtype}")
     if weight.dtype != torch.int8 or weight_scale.dtype != torch.float32:
-        raise TypeError(
-            f"weight must be int8 and weight_scale float32, got {weight.dtype} and {weight_scale.dtype}"
-        )
+        raise TypeError(f"weight must be int8 and weight_scale float32, got {weight.dtype} and {weight_scale.dtype}")
     if weight.dim() != 2 or weight_scale.shape != (weight.shape[0], 1):
         raise ValueError(
             f"weight must be [N, K] and weight_scale [N, 1], got {list(weight.shape)} and {list(weight_scale.shape)}"
@@ -152,9 +150,7 @@ for _key, _kernel in _INT8_LINEAR.items():
 
 
 @torch.library.register_fake("llmint8::int8_linear", lib=_library)
-def _(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, *settings: Any
-) -> Tensor:
+def _(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
     _check(x, weight, weight_scale, bias)
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 

@@ -115,8 +115,7 @@ def layers_to_quantize(model: nn.Module, config: Int8Config) -> list[str]:
     return [
         name
         for name in candidates
-        if not matches(name, config.skip_modules)
-        and (name not in skips or matches(name, config.include_modules))
+        if not matches(name, config.skip_modules) and (name not in skips or matches(name, config.include_modules))
     ]
 
 

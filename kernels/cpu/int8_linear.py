@@ -3,10 +3,10 @@
 import functools
 
 import torch
+from llmint8.kernels.reference import int8_linear as reference
 from torch import Tensor
 
 from llmint8 import functional
-from llmint8.kernels.reference import int8_linear as reference
 
 DECODE_ROWS = reference.DECODE_ROWS
 # The largest integer that three int8 digits of base 256 write with digits in [-128, 127] on either side of 0.
@@ -25,10 +25,9 @@ def int8_linear(
     symmetric: bool,
 ) -> Tensor:
     """Same as `llmint8.kernels.reference.int8_linear`, faster on a processor with VNNI."""
-    if not int_mm_is_fast() or x.shape[1] > 1 << 17:  # beyond, an int32 sum could overflow
-        return reference.int8_linear(
-            x, weight, weight_scale, bias, mode, threshold, budget, relative, symmetric
-        )
+    # With a single feature torch._int_mm returns what it finds in memory; beyond 2**17 an int32 sum could overflow.
+    if not int_mm_is_fast() or not 2 <= x.shape[1] <= 1 << 17:
+        return reference.int8_linear(x, weight, weight_scale, bias, mode, threshold, budget, relative, symmetric)
     if x.shape[0] <= DECODE_ROWS:
         return _weight_only(x, weight, weight_scale, bias)
     outliers = functional.select_outliers(x, mode, threshold, budget, relative)
@@ -51,9 +50,7 @@ def int_mm_is_fast() -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX512" and has_vnni is not None and bool(has_vnni())
 
 
-def _int8_part(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, outliers: Tensor | None, symmetric: bool
-) -> Tensor:
+def _int8_part(x: Tensor, weight: Tensor, weight_scale: Tensor, outliers: Tensor | None, symmetric: bool) -> Tensor:
     """Quantized product of [M, K] rows without their outlier columns: fp32 [M, N]."""
     if symmetric:
         codes, scale = functional.quantize_rowwise(x, outliers)

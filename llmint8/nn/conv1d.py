@@ -40,4 +40,5 @@ class Int8Conv1D(Int8Linear):
 
     @staticmethod
     def _float_weight(layer: nn.Module) -> Tensor:
-        return layer.weight.T  # type: ignore[operator, return-value, union-attr]
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        return weight.T

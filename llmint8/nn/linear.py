@@ -79,7 +79,7 @@ class Int8Linear(nn.Linear):
         result = cls.empty_like(layer, config)
         result.weight = Parameter(codes, requires_grad=False)
         result.weight_scale = Parameter(scale, requires_grad=False)
-        result.bias = layer.bias
+        result.bias = layer.bias  # type: ignore[assignment]
         return result.train(layer.training)
 
     @classmethod
@@ -121,11 +121,10 @@ class Int8Linear(nn.Linear):
             [..., out_features], dtype of the input.
         """
         device_type = input.device.type
-        if torch.is_autocast_enabled(device_type):
-            input = input.to(torch.get_autocast_dtype(device_type))
+        autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
         config = self.int8_config
         return ops.int8_linear(
-            input,
+            input.to(torch.get_autocast_dtype(device_type)) if autocast else input,
             self.weight,
             self.weight_scale,
             self.bias,

@@ -1,8 +1,8 @@
 """`Int8HfQuantizer`: what transformers calls while it loads, saves or dequantizes a model of ours."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from llmint8.integrations.transformers.conversions import (
     Identity,
     QuantizeWeight,
     ReadBitsandbytesScale,
+    Unflatten,
 )
 from llmint8.nn import Int8Linear
 from llmint8.ops import INPUT_DTYPES
@@ -29,7 +30,7 @@ from llmint8.quantize import dequantize_, int8_class, int8_layers, layers_to_qua
 class Int8HfQuantizer(HfQuantizer):
     """Swaps linear layers for int8 ones before the weights are read, and quantizes each weight as it is read."""
 
-    serialized_names = {"weight": ["weight", "weight_scale"]}
+    serialized_names: ClassVar[dict[str, list[str]]] = {"weight": ["weight", "weight_scale"]}
     quantization_config: Int8Config
 
     def __init__(self, quantization_config: Int8Config, **kwargs: Any) -> None:
@@ -133,21 +134,17 @@ class Int8HfQuantizer(HfQuantizer):
         """Gives the heads in `include_modules` that are tied to an embedding an int8 copy of its weight."""
         if self.pre_quantized:
             return
-        tied = getattr(model, "all_tied_weights_keys", None) or {}
-        for key in list(tied):
-            name = key.removesuffix(".weight")
-            layer = model.get_submodule(name) if name != key else None
-            if layer is None or int8_class(layer) is None or not matches(name, self.quantization_config.include_modules):
-                continue
-            if layer.weight.is_meta:
-                raise ValueError(f"the tied layer {name} cannot be quantized while it is offloaded")
-            replace_module(model, name, Int8Linear.from_float(layer, self.quantization_config))
+        config = self.quantization_config
+        for name, layer in _tied_layers(model):
+            if (int8 := int8_class(layer)) is not None and matches(name, config.include_modules):
+                if layer.weight.is_meta:
+                    raise ValueError(f"the tied layer {name} cannot be quantized while it is offloaded")
+                replace_module(model, name, int8.from_float(layer, config))
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
-        if isinstance(dtype, str):  # transformers turns config.dtype into a string when it saves
-            dtype = getattr(torch, dtype.removeprefix("torch."))
         model._weight_conversions = without_ours(model)
-        return dequantize_(model, dtype)
+        # transformers turns config.dtype into a string when it saves
+        return dequantize_(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 
     def is_serializable(self) -> bool:
         """Whether the model can be saved: always."""
@@ -189,11 +186,9 @@ def attach(model: PreTrainedModel, quantizer: Int8HfQuantizer | None = None) -> 
 
 def untie_int8_heads(model: PreTrainedModel) -> None:
     """Forgets that a head was tied to an embedding once it has an int8 weight of its own."""
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    for key in list(tied):
-        name, _, leaf = key.rpartition(".")
-        if leaf == "weight" and isinstance(model.get_submodule(name), Int8Linear):
-            del tied[key]
+    for name, layer in _tied_layers(model):
+        if isinstance(layer, Int8Linear):
+            del model.all_tied_weights_keys[f"{name}.weight"]
             model.config.tie_word_embeddings = False
             model.config.get_text_config(decoder=True).tie_word_embeddings = False
 
@@ -212,5 +207,13 @@ def without_ours(model: nn.Module) -> list[Any]:
     if conversions is None:  # made without from_pretrained: what transformers itself would take in that case
         mapping = get_model_conversion_mapping(model, add_legacy=False)
         conversions = [c for c in mapping if not isinstance(c, PrefixChange)]
-    ours = (Identity, ReadBitsandbytesScale, tripwire.Unflatten)
+    ours = (Identity, ReadBitsandbytesScale, Unflatten)
     return [c for c in conversions if not any(isinstance(op, ours) for op in getattr(c, "operations", ()))]
+
+
+def _tied_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+    """Layers whose weight is that of another, by name."""
+    for key in list(getattr(model, "all_tied_weights_keys", None) or {}):
+        name, _, leaf = key.rpartition(".")
+        if leaf == "weight":
+            yield name, model.get_submodule(name)

@@ -48,7 +48,7 @@ def make_saving_atomic(cls: type[PreTrainedModel]) -> None:
             _move(staging, folder, arguments.get("variant"))
         return None
 
-    cls.save_pretrained = save_pretrained  # type: ignore[method-assign]
+    cls.save_pretrained = save_pretrained
 
 
 @contextlib.contextmanager

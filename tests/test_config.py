@@ -1,0 +1,92 @@
+import copy
+import json
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmint8 import Int8Config
+
+
+def test_default_is_a_relative_budget() -> None:
+    config = Int8Config()
+    assert (config.mode, config.budget, config.relative, config.symmetric) == ("budget", 32, True, False)
+    assert config.threshold is None
+
+
+def test_a_threshold_alone_is_the_mode_of_the_paper() -> None:
+    assert Int8Config(threshold=6.0) == Int8Config(mode="threshold")
+    assert Int8Config(threshold=6.0).relative is False
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"threshold": -1.0}, ValueError, "greater than 0, got -1.0"),
+        ({"threshold": 0.0}, ValueError, "mode='none'"),
+        ({"threshold": float("nan")}, ValueError, "got nan"),
+        ({"threshold": float("inf")}, ValueError, "finite"),
+        ({"threshold": "6"}, TypeError, "got '6'"),
+        ({"threshold": True}, TypeError, "got True"),
+        ({"budget": -3}, ValueError, "got -3"),
+        ({"budget": 1.5}, TypeError, "got 1.5"),
+        ({"mode": "static6"}, ValueError, "got 'static6'"),
+        ({"mode": "budget", "threshold": 6.0}, ValueError, "contradicts mode='budget'"),
+        ({"budget": 8, "threshold": 6.0}, ValueError, "contradicts"),
+        ({"mode": "none", "budget": 8}, ValueError, "contradicts"),
+        ({"symmetric": 1}, TypeError, "got 1"),
+        ({"relative": "yes"}, TypeError, "got 'yes'"),
+        ({"skip_modules": "lm_head"}, TypeError, "list of module names"),
+        ({"include_modules": [3]}, TypeError, "got 3"),
+        ({"skip_modules": ["a", "b"], "include_modules": ["b"]}, ValueError, r"\['b'\]"),
+        ({"checkpoint_format": "gguf"}, ValueError, "got 'gguf'"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Int8Config(**settings)
+
+
+configs = st.builds(
+    lambda kwargs, **common: Int8Config(**kwargs, **common),
+    st.one_of(
+        st.builds(lambda t: {"threshold": t}, st.floats(1e-6, 1e6)),
+        st.builds(lambda b: {"budget": b}, st.integers(0, 10**6)),
+        st.just({"mode": "none"}),
+    ),
+    relative=st.sampled_from([None, True, False]),
+    symmetric=st.booleans(),
+    skip_modules=st.lists(st.sampled_from(["lm_head", "q_proj"])),
+    checkpoint_format=st.sampled_from(["llmint8", "bitsandbytes"]),
+)
+
+
+@given(configs)
+def test_json_pickle_and_copy_round_trips(config: Int8Config) -> None:
+    assert Int8Config.from_dict(json.loads(config.to_json_string())) == config
+    assert pickle.loads(pickle.dumps(config)) == config == copy.deepcopy(config)
+    assert Int8Config.from_dict(config.to_dict(), return_unused_kwargs=True) == (config, {})
+
+
+def test_json_has_none_of_the_keys_that_transformers_takes_for_bitsandbytes() -> None:
+    assert not {"load_in_8bit", "load_in_4bit"} & Int8Config().to_dict().keys()
+
+
+def test_unknown_and_foreign_settings_are_named() -> None:
+    with pytest.raises(ValueError, match="colour"):
+        Int8Config.from_dict({"colour": 1})
+    with pytest.raises(ValueError, match="'gptq'"):
+        Int8Config.from_dict({"quant_method": "gptq"})
+
+
+def test_replace_brings_the_mode_along() -> None:
+    config = Int8Config(budget=64, symmetric=True)
+    assert config.replace(threshold=3.0) == Int8Config(threshold=3.0, symmetric=True)
+    assert config.replace(mode="threshold") == Int8Config(threshold=6.0, symmetric=True)
+    assert config.replace(budget=8) == Int8Config(budget=8, symmetric=True)
+    assert config.replace(symmetric=False) == Int8Config(budget=64)
+    assert Int8Config(threshold=6.0).replace(threshold=6.0) == Int8Config(threshold=6.0)
+    with pytest.raises(ValueError, match="contradicts"):
+        config.replace(mode="threshold", budget=8)
