@@ -83,16 +83,18 @@ def check_folder(folder: Path, variant: str | None = None, use_safetensors: bool
 
 
 def check_scales(tensors: Mapping[str, TensorInfo]) -> None:
-    """Checks that every int8 weight has a scale of the right shape and dtype.
+    """Checks that every int8 weight has a scale of the right shape and dtype, and every scale a weight.
 
     Args:
         tensors: What the checkpoint holds.
 
     Raises:
-        CheckpointError: A scale is missing or has another shape or dtype.
+        CheckpointError: A weight or a scale is missing, or has another shape or dtype.
     """
     for name, weight in tensors.items():
         stem, _, leaf = name.rpartition(".")
+        if leaf in SCALE_NAMES.values() and f"{stem}.weight" not in tensors:
+            raise CheckpointError(f"{weight.file}: {stem}.weight is missing, though its scale {name} is there")
         if leaf != "weight" or weight.dtype != "I8":
             continue
         found = [n for n in (f"{stem}.{suffix}" for suffix in SCALE_NAMES.values()) if n in tensors]

@@ -77,7 +77,12 @@ def from_pretrained(
     config = kwargs.pop("config", None)
     if config is None or isinstance(config, str | os.PathLike):
         hub = {name: kwargs[name] for name in (*_HUB_KEYWORDS, "gguf_file") if name in kwargs}
-        stored_config = AutoConfig.from_pretrained(path if config is None else config, **hub)
+        try:
+            stored_config = AutoConfig.from_pretrained(path if config is None else config, **hub)
+        except OSError as error:
+            if config is not None or Path(path).is_dir():
+                raise
+            raise OSError(f"{path} is not a folder here, and the hub gave no model of that name: {error}") from error
         if config is not None:
             kwargs["config"] = stored_config
     else:

@@ -54,7 +54,8 @@ class Int8HfQuantizer(HfQuantizer):
         self._tensors = read_headers(checkpoint_files or ())
         names = self._int8_layers_of_checkpoint(model) if self.pre_quantized else None
         if names is None:
-            names = layers_to_quantize(model, config)
+            tied = {name for name, _ in _tied_layers(model)}  # has no weight to quantize until it is tied
+            names = [name for name in layers_to_quantize(model, config) if name not in tied]
         if not names:
             raise ValueError(f"{type(model).__name__} has no nn.Linear to quantize")
         for name in names:
@@ -85,7 +86,7 @@ class Int8HfQuantizer(HfQuantizer):
         names = []
         for key in self._tensors:
             stem, _, leaf = key.rpartition(".")
-            if leaf in SCALE_NAMES.values() and f"{stem}.weight" in self._tensors:
+            if leaf in SCALE_NAMES.values():
                 weight, _ = rename_source_key(f"{stem}.weight", renamings, [], model.base_model_prefix, expected)
                 if weight in expected:  # else it belongs to a part that this class of model does not have
                     names.append(weight.removesuffix(".weight"))
