@@ -133,7 +133,7 @@ def test_paths_that_are_no_checkpoint(tmp_path: Path, make_checkpoint: MakeCheck
     folder = make_checkpoint()
     with pytest.raises(FileNotFoundError, match="is a file, not the folder"):
         from_pretrained(folder / "config.json")
-    with pytest.raises(OSError, match="org/model is not a folder.*connect"):  # a name on the hub, which cannot be reached here
+    with pytest.raises(OSError, match="org/model is not a folder.*connect"):  # the hub cannot be reached here
         from_pretrained("org/model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

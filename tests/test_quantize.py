@@ -12,7 +12,9 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(32, 48)
-        self.blocks = nn.ModuleDict({"a": nn.Sequential(nn.Linear(48, 48, bias=False), nn.GELU()), "b": nn.Linear(48, 8)})
+        self.blocks = nn.ModuleDict(
+            {"a": nn.Sequential(nn.Linear(48, 48, bias=False), nn.GELU()), "b": nn.Linear(48, 8)}
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.blocks["b"](self.blocks["a"](self.first(x)))

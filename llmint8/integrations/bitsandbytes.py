@@ -26,7 +26,7 @@ def config_from_bitsandbytes(settings: Mapping[str, Any]) -> Int8Config:
     Raises:
         ValueError: It is not an 8-bit one.
     """
-    if not settings.get("load_in_8bit") and not settings.get("_load_in_8bit"):
+    if not settings.get("load_in_8bit"):
         raise ValueError(
             f"only 8-bit checkpoints of bitsandbytes can be loaded, got load_in_8bit={settings.get('load_in_8bit')} "
             f"and load_in_4bit={settings.get('load_in_4bit')}"

@@ -8,7 +8,7 @@ ROOT = Path(llmint8.kernels.cpu.__path__[0]).parent.parent
 
 
 def test_the_folder_is_not_taken_for_a_package_of_hugging_face() -> None:
-    """transformers looks for a package `kernels`; in the root of the repository it must not find our folder."""
+    """Transformers looks for a package `kernels`; in the root of the repository it must not find our folder."""
     code = (
         "from transformers.utils import is_kernels_available\n"
         "from transformers import LlamaForCausalLM\n"

@@ -115,7 +115,7 @@ class WriteBitsandbytesScale(ConversionOps):
         """Returns the row absmax and the code of the row layout."""
         ((_, value),) = input_dict.items()
         return {
-            BITSANDBYTES_SCALE: _only(value)[:, 0] * 127,
+            BITSANDBYTES_SCALE: _absmax(_only(value)[:, 0]),
             BITSANDBYTES_FORMAT: torch.tensor(0, dtype=torch.uint8),
         }
 
@@ -127,6 +127,17 @@ class WriteBitsandbytesScale(ConversionOps):
 
 BITSANDBYTES_SCALE = ".SCB"
 BITSANDBYTES_FORMAT = ".weight_format"
+
+
+def _absmax(scale: Tensor) -> Tensor:
+    """The row absmax that a scale was made from: `absmax / 127` is the scale again, bit for bit.
+
+    An fp32 product can miss the absmax by its last bit. One of 16-bit weights has at most 11 significant bits, so
+    where the product rounded to 12 bits gives the scale too, that is the one.
+    """
+    absmax = scale.float() * 127
+    short = ((absmax.view(torch.int32) + 0x800) & ~0xFFF).view(torch.float32)
+    return torch.where(short / 127 == scale, short, absmax)
 
 
 def _only(value: Any) -> Any:

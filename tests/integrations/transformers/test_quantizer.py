@@ -113,7 +113,9 @@ KEPT = {
     "gpt2": {"lm_head"},
     "opt": {"lm_head"},
     "bert": {"classifier"},
-    "t5": {f"{part}.block.{i}.layer.{j}.DenseReluDense.wo" for part, j in (("encoder", 1), ("decoder", 2)) for i in (0, 1)}
+    "t5": {
+        f"{part}.block.{i}.layer.{j}.DenseReluDense.wo" for part, j in (("encoder", 1), ("decoder", 2)) for i in (0, 1)
+    }
     | {"lm_head"},
 }
 
@@ -180,7 +182,7 @@ def test_quantize_in_memory_is_the_same_and_can_be_saved(
 def test_without_our_import_a_checkpoint_fails_loudly(
     architecture: str, make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
-    """transformers alone only warns of an unknown method and would load codes into float layers: garbage."""
+    """Transformers alone only warns of an unknown method and would load codes into float layers: garbage."""
     model = llmint8.from_pretrained(make_checkpoint(architecture))
     model.save_pretrained(tmp_path / "int8")
     code = f"from transformers import {type(model).__name__} as M\nM.from_pretrained({str(tmp_path / 'int8')!r})"

@@ -63,7 +63,9 @@ def test_interrupted_at_every_file_operation(
                 patch.setattr(Path, name, guarded(getattr(Path, name)))
             import transformers.modeling_utils
 
-            patch.setattr(transformers.modeling_utils, "safe_save_file", guarded(transformers.modeling_utils.safe_save_file))
+            patch.setattr(
+                transformers.modeling_utils, "safe_save_file", guarded(transformers.modeling_utils.safe_save_file)
+            )
             patch.setattr(saving.shutil, "rmtree", lambda *args, **kwargs: None)
             try:
                 new.save_pretrained(folder, max_shard_size="30KB")
@@ -179,9 +181,7 @@ def test_variants(models: tuple[PreTrainedModel, PreTrainedModel], run_model: Ru
 
 
 @pytest.mark.skipif(os.name == "nt", reason="files have no mode")
-def test_weights_are_as_readable_as_the_config(
-    models: tuple[PreTrainedModel, PreTrainedModel], tmp_path: Path
-) -> None:
+def test_weights_are_as_readable_as_the_config(models: tuple[PreTrainedModel, PreTrainedModel], tmp_path: Path) -> None:
     models[0].save_pretrained(tmp_path / "int8")
     modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "int8").iterdir()}
     assert len(modes) == 1

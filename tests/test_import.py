@@ -1,0 +1,51 @@
+"""Importing llmint8: cheap, and without anything that is not needed to run."""
+
+import statistics
+import subprocess
+import sys
+
+
+def python(code: str) -> str:
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_costs_less_than_a_third_of_a_second_beyond_torch_and_transformers() -> None:
+    code = "import time, torch, transformers; t = time.perf_counter(); import llmint8; print(time.perf_counter() - t)"
+    assert statistics.median(float(python(code)) for _ in range(3)) < 0.3
+
+
+def test_works_without_triton_a_compiler_and_every_extra() -> None:
+    absent = ["triton", "gradio", "rich", "typer", "gguf", "bitsandbytes", "peft", "matplotlib", "hypothesis", "psutil"]
+    code = (
+        f"import sys\nfor name in {absent}: sys.modules[name] = None\n"
+        "import os; os.environ['PATH'] = ''\n"
+        "import llmint8, torch\n"
+        "model = llmint8.quantize_(torch.nn.Sequential(torch.nn.Linear(32, 8)))\n"
+        "print(model(torch.ones(20, 32)).shape)"
+    )
+    assert python(code) == "torch.Size([20, 8])"
+
+
+def test_does_not_import_the_modelling_code_of_transformers() -> None:
+    code = "import sys, llmint8; print([m for m in ('transformers.modeling_utils', 'accelerate') if m in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_registers_whenever_transformers_is_imported() -> None:
+    check = (
+        "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as m; import transformers.modeling_utils as u;"
+        "print('llmint8' in m, u.PreTrainedModel.save_pretrained.__code__.co_filename.endswith('saving.py'))"
+    )
+    expected = "True True"
+    assert python(f"import llmint8; {check}") == expected
+    assert python(f"import transformers.modeling_utils, llmint8; {check}") == expected
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    import llmint8
+
+    assert llmint8.__version__ == version("llmint8")
