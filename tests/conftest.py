@@ -48,12 +48,18 @@ def _bert() -> PreTrainedModel:
     return transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES, **ATTENTION, num_labels=3))
 
 
+def _mixtral() -> PreTrainedModel:
+    config = transformers.MixtralConfig(**SIZES, **ATTENTION, num_key_value_heads=2, num_local_experts=4)
+    return transformers.MixtralForCausalLM(config)
+
+
 ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": _llama,
     "llama-tied": lambda: _llama(tie_word_embeddings=True),
     "gpt2": _gpt2,
     "opt": _opt,
     "t5": _t5,
+    "mixtral": _mixtral,
     "bert": _bert,
 }
 

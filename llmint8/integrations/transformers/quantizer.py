@@ -1,6 +1,7 @@
 """`Int8HfQuantizer`: what transformers calls while it loads, saves or dequantizes a model of ours."""
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -68,6 +69,7 @@ class Int8HfQuantizer(HfQuantizer):
             made._hf_quantized_needs_local_tp = True  # type: ignore[assignment]
             replace_module(model, name, made)
         untie_int8_heads(model)
+        _warn_of_experts(model)
         if config.checkpoint_format == "bitsandbytes":
             model._keys_to_ignore_on_load_unexpected = {
                 *(model._keys_to_ignore_on_load_unexpected or ()),
@@ -210,6 +212,18 @@ def without_ours(model: nn.Module) -> list[Any]:
         conversions = [c for c in mapping if not isinstance(c, PrefixChange)]
     ours = (Identity, ReadBitsandbytesScale, Unflatten)
     return [c for c in conversions if not any(isinstance(op, ours) for op in getattr(c, "operations", ()))]
+
+
+def _warn_of_experts(model: PreTrainedModel) -> None:
+    """Says that fused experts, which are not linear layers, stay as they are: most of a mixture-of-experts model."""
+    experts = [p for name, p in model.named_parameters() if p.dim() == 3 and "experts" in name]
+    if experts:
+        share = sum(p.numel() for p in experts) / sum(p.numel() for p in model.parameters())
+        warnings.warn(
+            f"{len(experts)} fused expert weights, {share:.0%} of the parameters of {type(model).__name__}, are not "
+            "quantized: only linear layers are",
+            stacklevel=2,
+        )
 
 
 def _tied_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:

@@ -325,3 +325,14 @@ def test_footprint_is_the_sum_of_the_tensors(make_checkpoint: MakeCheckpoint) ->
     rest = 2 * (160 * 64 * 2 + 64 * 5)
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
     assert model.get_memory_footprint() == linear + 4 * rows + rest + buffers
+
+
+def test_experts_that_stay_float_are_announced(
+    make_checkpoint: MakeCheckpoint, run_model: RunModel, tmp_path: Path
+) -> None:
+    with pytest.warns(UserWarning, match=r"4 fused expert weights, \d\d% of the parameters of MixtralForCausalLM"):
+        model = llmint8.from_pretrained(make_checkpoint("mixtral"))
+    assert {name.rpartition(".")[2] for name, _ in int8_layers(model)} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    model.save_pretrained(tmp_path / "int8")
+    with pytest.warns(UserWarning, match="fused expert"):
+        assert torch.equal(run_model(llmint8.from_pretrained(tmp_path / "int8")), run_model(model))
