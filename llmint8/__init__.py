@@ -1,6 +1,7 @@
 """LLM.int8() for PyTorch and Hugging Face transformers: half the memory of 16 bit, its accuracy, and speed."""
 
 from llmint8._version import __version__
+from llmint8.calibration import calibrate
 from llmint8.checkpoint import CheckpointError
 from llmint8.config import Int8Config
 from llmint8.integrations.bitsandbytes import save_bitsandbytes
@@ -14,6 +15,7 @@ __all__ = [
     "Int8Config",
     "Int8Linear",
     "__version__",
+    "calibrate",
     "dequantize_",
     "from_pretrained",
     "quantize_",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
-OutlierMode = Literal["threshold", "budget", "none"]
+OutlierMode = Literal["threshold", "budget", "static", "none"]
 CheckpointFormat = Literal["llmint8", "bitsandbytes"]
 DEFAULT_THRESHOLD = 6.0  # section 3.2 of the paper
 DEFAULT_BUDGET = 32
@@ -23,15 +23,16 @@ class Int8Config:
     Attributes:
         mode: How the outlier columns of an input are chosen. `"threshold"`: every column with a score of at least
             `threshold` (section 3 of the paper). `"budget"`: the `budget` columns with the largest score, a fixed
-            shape. `"none"`: no column, plain vector-wise int8. Default: what the next two say, else `"budget"`.
-            Runtime.
+            shape. `"static"`: `budget` columns that `llmint8.calibrate` found once, nothing to search at run time.
+            `"none"`: no column, plain vector-wise int8. Default: what the next two say, else `"budget"`. Runtime, but
+            only a calibrated checkpoint can be static.
         threshold: Smallest score of an outlier column, only in mode `"threshold"`. Default 6.0, the paper's, which
             is a magnitude (`relative=False`). Runtime.
-        budget: Number of outlier columns, only in mode `"budget"`; all columns of a layer that has fewer. Default
-            32. Runtime.
+        budget: Number of outlier columns, only in modes `"budget"` and `"static"`; all columns of a layer that has
+            fewer. Default 32. Runtime, but fixed by calibration in mode `"static"`.
         relative: Scores a feature by its magnitude over the root mean square of its row (token), which does not
-            depend on the scale of the layer's input, or by the magnitude itself. Default: True in mode `"budget"`,
-            else False. Runtime.
+            depend on the scale of the layer's input, or by the magnitude itself. Default: True where there is a
+            budget, else False. Runtime.
         symmetric: Quantizes activations by absmax; otherwise with a zero point over the full range. Runtime.
         skip_modules: Modules to keep in 16 bit besides the default ones: full names, or trailing or leading parts
             of names (`"lm_head"`, `"mlp.down_proj"`, `"model.layers.0"`).
@@ -62,16 +63,19 @@ class Int8Config:
         self._fill("mode", "budget" if self.threshold is None else "threshold")
         _check_choice("mode", self.mode, get_args(OutlierMode))
         _check_choice("checkpoint_format", self.checkpoint_format, get_args(CheckpointFormat))
-        for name, value in (("threshold", self.threshold), ("budget", self.budget)):
-            if value is not None and self.mode != name:
+        for name, value, modes in (
+            ("threshold", self.threshold, ("threshold",)),
+            ("budget", self.budget, ("budget", "static")),
+        ):
+            if value is not None and self.mode not in modes:
                 raise ValueError(f"{name}={value!r} contradicts mode={self.mode!r}; give only one of them")
         if self.mode == "threshold":
             self._fill("threshold", DEFAULT_THRESHOLD)
             _check_threshold(self.threshold)
-        elif self.mode == "budget":
+        elif self.mode != "none":
             self._fill("budget", DEFAULT_BUDGET)
             _check_budget(self.budget)
-        self._fill("relative", self.mode == "budget")
+        self._fill("relative", self.budget is not None)
         for name in ("relative", "symmetric"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")

@@ -130,30 +130,58 @@ def select_budget(scores: Tensor, budget: int) -> Tensor:
         scores: fp32 [K].
         budget: Number of columns.
     """
-    outliers = torch.zeros_like(scores, dtype=torch.bool)
-    return outliers.index_fill_(0, scores.topk(min(budget, scores.numel())).indices, True)
+    return select_columns(largest_columns(scores, budget), scores.numel())
 
 
-def select_outliers(x: Tensor, mode: str, threshold: float, budget: int, relative: bool) -> Tensor | None:
+def largest_columns(scores: Tensor, budget: int) -> Tensor:
+    """Returns the indices of the `budget` largest scores, all if there are fewer: int64, in ascending order.
+
+    Args:
+        scores: fp32 [K].
+        budget: Number of columns.
+    """
+    return scores.topk(min(budget, scores.numel())).indices.sort().values
+
+
+def select_columns(columns: Tensor, k: int) -> Tensor:
+    """Returns given outlier columns as a mask: bool [K].
+
+    Args:
+        columns: int64, indices in [0, K), any number.
+        k: K.
+    """
+    return torch.zeros(k, dtype=torch.bool, device=columns.device).index_fill_(0, columns, True)
+
+
+def select_outliers(
+    x: Tensor, columns: Tensor | None, mode: str, threshold: float, budget: int, relative: bool
+) -> Tensor | None:
     """Returns the outlier columns of an input in any mode of `Int8Config`: bool [K], or None in mode `"none"`.
 
     Args:
         x: Floating point [M, K].
-        mode: `"threshold"`, `"budget"` or `"none"`.
+        columns: Of mode `"static"`: int64, indices in [0, K).
+        mode: `"threshold"`, `"budget"`, `"static"` or `"none"`.
         threshold: Of mode `"threshold"`.
         budget: Of mode `"budget"`, in columns.
         relative: As in `outlier_scores`.
 
     Raises:
-        ValueError: The mode is another one.
+        ValueError: The mode is another one, or it is static and there are no columns.
     """
     if mode == "threshold":
         return select_threshold(outlier_scores(x, relative), threshold)
     if mode == "budget":
         return select_budget(outlier_scores(x, relative), budget)
+    if mode == "static":
+        if columns is None:
+            raise ValueError(
+                "mode 'static' needs columns that were found before; run llmint8.calibrate(model, batches)"
+            )
+        return select_columns(columns, x.shape[1])
     if mode == "none":
         return None
-    raise ValueError(f"mode must be 'threshold', 'budget' or 'none', got {mode!r}")
+    raise ValueError(f"mode must be 'threshold', 'budget', 'static' or 'none', got {mode!r}")
 
 
 def int8_matmul(codes_x: Tensor, codes_w: Tensor) -> Tensor:

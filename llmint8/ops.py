@@ -17,8 +17,8 @@ INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _library = torch.library.Library("llmint8", "DEF")
 _library.define(
-    "int8_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, str mode, float threshold, int budget, "
-    "bool relative, bool symmetric) -> Tensor",
+    "int8_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? outlier_columns, str mode, "
+    "float threshold, int budget, bool relative, bool symmetric) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
@@ -40,6 +40,7 @@ def int8_linear(
     weight: Tensor,
     weight_scale: Tensor,
     bias: Tensor | None = None,
+    outlier_columns: Tensor | None = None,
     mode: str = "budget",
     threshold: float = 0.0,
     budget: int = 32,
@@ -56,7 +57,8 @@ def int8_linear(
         weight: int8 [N, K].
         weight_scale: fp32 [N, 1].
         bias: Floating point [N].
-        mode: `"threshold"`, `"budget"` or `"none"`; this and the rest as in `Int8Config`.
+        outlier_columns: int64, indices in [0, K), in mode `"static"`.
+        mode: `"threshold"`, `"budget"`, `"static"` or `"none"`; this and the rest as in `Int8Config`.
         threshold: Smallest score of an outlier column, in mode `"threshold"`.
         budget: Number of outlier columns, in mode `"budget"`.
         relative: Scores a feature relative to the root mean square of its row.
@@ -70,7 +72,7 @@ def int8_linear(
         TypeError: A dtype is not one of the above.
         ValueError: The shapes do not fit, or `mode` is unknown.
     """
-    return _int8_linear_op(x, weight, weight_scale, bias, mode, threshold, budget, relative, symmetric)
+    return _int8_linear_op(x, weight, weight_scale, bias, outlier_columns, mode, threshold, budget, relative, symmetric)
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,7 +220,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x = torch.ops.llmint8.int8_linear_grad_input(grad, weight, weight_scale)
     if ctx.needs_input_grad[3]:
         grad_bias = grad.reshape(-1, grad.shape[-1]).float().sum(dim=0).to(ctx.bias_dtype)
-    return grad_x, None, None, grad_bias, None, None, None, None, None
+    return grad_x, None, None, grad_bias, None, None, None, None, None, None
 
 
 torch.library.register_autograd("llmint8::int8_linear", _backward, setup_context=_setup_context, lib=_library)

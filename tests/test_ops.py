@@ -11,6 +11,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "threshold": ("threshold", 2.0, 0, False, True),
     "none": ("none", 0.0, 0, False, False),
 }
+COLUMNS = torch.tensor([2, 5, 40])
 ROWS = {"decode": 3, "prefill": 40}
 
 
@@ -27,12 +28,14 @@ def tensors(rows: int, dtype: torch.dtype = torch.float32, k: int = 48, n: int =
 def test_opcheck_int8_linear(rows: int, dtype: torch.dtype, settings: tuple[Any, ...]) -> None:
     x, weight, scale, bias = tensors(rows, dtype)
     op = torch.ops.llmint8.int8_linear
-    torch.library.opcheck(op, (x.requires_grad_(), weight, scale, bias.requires_grad_(), *settings))
-    torch.library.opcheck(op, (x.detach()[:, None], weight, scale, None, *settings))
+    torch.library.opcheck(op, (x.requires_grad_(), weight, scale, bias.requires_grad_(), None, *settings))
+    torch.library.opcheck(op, (x.detach()[:, None], weight, scale, None, None, *settings))
 
 
 def test_opcheck_the_other_operators() -> None:
-    x, weight, scale, _ = tensors(5)
+    x, weight, scale, bias = tensors(20)
+    static = ("static", 0.0, 3, False, False)
+    torch.library.opcheck(torch.ops.llmint8.int8_linear, (x, weight, scale, bias, COLUMNS, *static))
     torch.library.opcheck(torch.ops.llmint8.int8_linear_grad_input, (torch.randn(2, 5, 24), weight, scale))
     torch.library.opcheck(torch.ops.llmint8.quantize_weight, (x,))
     torch.library.opcheck(torch.ops.llmint8.dequantize_weight, (weight, scale, torch.bfloat16))

@@ -18,6 +18,7 @@ def int8_linear(
     weight: Tensor,
     weight_scale: Tensor,
     bias: Tensor | None,
+    outlier_columns: Tensor | None,
     mode: str,
     threshold: float,
     budget: int,
@@ -27,10 +28,12 @@ def int8_linear(
     """Same as `llmint8.kernels.reference.int8_linear`, faster on a processor with VNNI."""
     # With a single feature torch._int_mm returns what it finds in memory; beyond 2**17 an int32 sum could overflow.
     if not int_mm_is_fast() or not 2 <= x.shape[1] <= 1 << 17:
-        return reference.int8_linear(x, weight, weight_scale, bias, mode, threshold, budget, relative, symmetric)
+        return reference.int8_linear(
+            x, weight, weight_scale, bias, outlier_columns, mode, threshold, budget, relative, symmetric
+        )
     if x.shape[0] <= DECODE_ROWS:
         return _weight_only(x, weight, weight_scale, bias)
-    outliers = functional.select_outliers(x, mode, threshold, budget, relative)
+    outliers = functional.select_outliers(x, outlier_columns, mode, threshold, budget, relative)
     # A CPU waits for nobody when it looks at data, so the 16-bit part reads only the outlier columns.
     columns = torch.empty(0, dtype=torch.long) if outliers is None else outliers.nonzero().flatten()
     weight_o = functional.dequantize(weight[:, columns], weight_scale).T

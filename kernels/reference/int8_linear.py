@@ -15,6 +15,7 @@ def int8_linear(
     weight: Tensor,
     weight_scale: Tensor,
     bias: Tensor | None,
+    outlier_columns: Tensor | None,
     mode: str,
     threshold: float,
     budget: int,
@@ -28,6 +29,7 @@ def int8_linear(
         weight: int8 [N, K].
         weight_scale: fp32 [N, 1].
         bias: [N] or None.
+        outlier_columns: int64, indices in [0, K), in mode `"static"`.
         mode: As in `llmint8.Int8Config`, like the rest.
         threshold: In mode `"threshold"`.
         budget: In mode `"budget"`.
@@ -39,7 +41,7 @@ def int8_linear(
     """
     if x.shape[0] <= DECODE_ROWS:
         return functional.weight_only_linear(x, weight, weight_scale, bias)
-    outliers = functional.select_outliers(x, mode, threshold, budget, relative)
+    outliers = functional.select_outliers(x, outlier_columns, mode, threshold, budget, relative)
     y = x.new_empty(x.shape[0], weight.shape[0])
     for rows, out in zip(x.split(BLOCK_ROWS), y.split(BLOCK_ROWS), strict=True):
         out.copy_(functional.mixed_linear(rows, weight, weight_scale, bias, outliers, symmetric))

@@ -76,16 +76,18 @@ def save_bitsandbytes(model: "PreTrainedModel", save_directory: str | os.PathLik
     layers = dict(int8_layers(model))
     if not layers:
         raise ValueError(f"{type(model).__name__} has no int8 layers; load it with load_in_8bit=True first")
-    if getattr(model, "hf_quantizer", None) is None:
-        attach(model)
+    attach(model, getattr(model, "hf_quantizer", None))
     quantizer, config = model.hf_quantizer, model.hf_quantizer.quantization_config
     # bitsandbytes decides by this list which layers are int8, with defaults of its own if it is empty.
     kept = [name for name, module in model.named_modules() if int8_class(module) is not None]
     changed = config.replace(checkpoint_format="bitsandbytes", skip_modules=kept, include_modules=())
+    ignored = model._keys_to_ignore_on_save
     try:
+        model._keys_to_ignore_on_save = {*(ignored or ()), *(f"{name}.outlier_columns" for name in layers)}
         quantizer.quantization_config = model.config.quantization_config = changed
         attach(model, quantizer)
         model.save_pretrained(save_directory, **kwargs)
     finally:
+        model._keys_to_ignore_on_save = ignored
         quantizer.quantization_config = model.config.quantization_config = config
         attach(model, quantizer)

@@ -21,10 +21,12 @@ class Int8Linear(nn.Linear):
         weight: int8 [out_features, in_features].
         weight_scale: fp32 [out_features, 1]; the float weight is about `weight * weight_scale`.
         bias: Floating point [out_features], or None.
+        outlier_columns: int64 [min(budget, in_features)] in mode `"static"`, the columns found by calibration, else None.
         int8_config: The runtime settings; may be replaced at any time.
     """
 
     weight_scale: Parameter
+    outlier_columns: Parameter | None
 
     def __init__(
         self,
@@ -58,6 +60,9 @@ class Int8Linear(nn.Linear):
             self.bias = Parameter(torch.zeros(out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
+        self.register_parameter("outlier_columns", None)
+        if self.int8_config.mode == "static":
+            self.set_outlier_columns(torch.arange(min(self.int8_config.budget or 0, in_features), device=device))
 
     @classmethod
     def from_float(cls, layer: nn.Module, config: Int8Config | None = None) -> Self:
@@ -72,8 +77,12 @@ class Int8Linear(nn.Linear):
 
         Raises:
             TypeError: The weight is not floating point.
-            ValueError: The weight has a NaN or Inf.
+            ValueError: The weight has a NaN or Inf, or the mode is static, which only calibration can set.
         """
+        if config is not None and config.mode == "static":
+            raise ValueError(
+                "mode='static' needs calibrated columns: quantize, then run llmint8.calibrate(model, batches)"
+            )
         weight = cls._float_weight(layer)
         codes, scale = ops.quantize_weight(weight.detach())
         result = cls.empty_like(layer, config)
@@ -128,12 +137,21 @@ class Int8Linear(nn.Linear):
             self.weight,
             self.weight_scale,
             self.bias,
+            self.outlier_columns,
             config.mode or "budget",
             config.threshold or 0.0,
             config.budget or 0,
             bool(config.relative),
             config.symmetric,
         )
+
+    def set_outlier_columns(self, columns: Tensor | None) -> None:
+        """Sets the columns of mode `"static"`, or forgets them.
+
+        Args:
+            columns: int64, indices in [0, in_features), or None.
+        """
+        self.outlier_columns = None if columns is None else Parameter(columns, requires_grad=False)
 
     def extra_repr(self) -> str:
         """Returns the arguments and the outlier setting."""

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from llmint8 import Int8Config, Int8Linear, functional
 
+STATIC = Int8Config(mode="static", budget=5)
 CONFIGS = [
+    STATIC,
     Int8Config(),
     Int8Config(budget=3, symmetric=True, relative=False),
     Int8Config(threshold=2.0),
@@ -47,7 +49,9 @@ def bound(layer: Int8Linear, x: Tensor) -> Tensor:
     kept = total
     if x.shape[0] > DECODE_ROWS:
         mode, threshold, budget = config.mode, config.threshold, config.budget
-        outliers = functional.select_outliers(x.float(), mode, threshold or 0, budget or 0, bool(config.relative))
+        outliers = functional.select_outliers(
+            x.float(), layer.outlier_columns, mode, threshold or 0, budget or 0, bool(config.relative)
+        )
         if outliers is not None:
             kept = weight.masked_fill(outliers, 0).abs().sum(1)
         quantize = functional.quantize_rowwise if config.symmetric else functional.quantize_zeropoint
@@ -77,7 +81,11 @@ def cases(draw: st.DrawFn) -> tuple[Int8Linear, Tensor]:
         if linear.bias is not None:
             linear.bias.copy_(torch.randn(n, generator=generator) * 10)
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
-    layer = Int8Linear.from_float(linear.to(dtype), draw(st.sampled_from(CONFIGS)))
+    config = draw(st.sampled_from(CONFIGS))
+    layer = Int8Linear.from_float(linear.to(dtype), None if config is STATIC else config)
+    if config is STATIC:
+        layer.int8_config = config
+        layer.set_outlier_columns(torch.randperm(k, generator=generator)[:5])
     lead = draw(st.lists(st.integers(1, 7), max_size=3)) or draw(st.sampled_from([[], [1], [16], [17], [60]]))
     x = torch.randn(*lead, k, 2, generator=generator)
     x *= torch.where(torch.rand(k, 1, generator=generator) < 0.05, 20.0, 1.0)
@@ -271,6 +279,33 @@ def test_to_float_is_the_dequantized_layer(layer: Int8Linear, x: Tensor) -> None
     again = Int8Linear.from_float(linear)
     assert torch.equal(again.weight, layer.weight)
     assert layer.to_float(torch.float16).weight.dtype == torch.float16
+
+
+def test_static_columns_are_part_of_the_state(layer: Int8Linear, x: Tensor) -> None:
+    x[:, 7] *= 30
+    layer.int8_config = Int8Config(mode="static", budget=1)
+    with pytest.raises(ValueError, match="llmint8.calibrate"):
+        layer(x)
+    layer.set_outlier_columns(torch.tensor([7]))
+    expected = layer(x)
+    other = Int8Linear(40, 24, config=layer.int8_config)
+    other.load_state_dict(layer.state_dict())
+    assert other.outlier_columns.tolist() == [7]
+    assert torch.equal(other(x), expected)
+    assert torch.equal(copy.deepcopy(layer).half().float()(x), copy.deepcopy(layer).half().float()(x))
+    assert copy.deepcopy(layer).half().outlier_columns.dtype == torch.int64
+    layer.set_outlier_columns(None)
+    assert "outlier_columns" not in layer.state_dict()
+    with pytest.raises(ValueError, match="llmint8.calibrate"):
+        Int8Linear.from_float(nn.Linear(4, 4), Int8Config(mode="static"))
+
+
+def test_a_static_row_does_not_depend_on_its_batch(layer: Int8Linear, x: Tensor) -> None:
+    layer.int8_config = Int8Config(mode="static", budget=3)
+    layer.set_outlier_columns(torch.tensor([1, 5, 30]))
+    alone = layer(x)
+    neighbours = torch.cat([x, 100 * torch.randn(30, 40)])
+    assert torch.equal(layer(neighbours)[:30], alone)
 
 
 def test_settings_may_change_at_any_time(layer: Int8Linear, x: Tensor) -> None:

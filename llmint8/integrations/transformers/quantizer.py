@@ -52,6 +52,10 @@ class Int8HfQuantizer(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         config = self.quantization_config
+        if config.mode == "static" and not self.pre_quantized:
+            raise ValueError(
+                "mode='static' needs calibrated columns: load in 8 bit, then run llmint8.calibrate(model, batches)"
+            )
         self._tensors = read_headers(checkpoint_files or ())
         names = self._int8_layers_of_checkpoint(model) if self.pre_quantized else None
         if names is None:
@@ -70,11 +74,11 @@ class Int8HfQuantizer(HfQuantizer):
             replace_module(model, name, made)
         untie_int8_heads(model)
         _warn_of_experts(model)
-        if config.checkpoint_format == "bitsandbytes":
-            model._keys_to_ignore_on_load_unexpected = {
-                *(model._keys_to_ignore_on_load_unexpected or ()),
-                rf"{re.escape(BITSANDBYTES_FORMAT)}$",
-            }
+        model._keys_to_ignore_on_load_unexpected = {
+            *(model._keys_to_ignore_on_load_unexpected or ()),
+            rf"{re.escape(BITSANDBYTES_FORMAT)}$",
+            r"\.outlier_columns$",  # of a static checkpoint that is loaded in another mode
+        }
 
     def _int8_layers_of_checkpoint(self, model: PreTrainedModel) -> list[str] | None:
         """The layers with a scale in the checkpoint, by their names in the model; None if it cannot be told."""
@@ -125,9 +129,8 @@ class Int8HfQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         for name, layer in int8_layers(model):
-            for leaf in ("weight", "weight_scale"):
-                tensor = getattr(layer, leaf)
-                if not tensor.is_meta and not getattr(tensor, "_is_hf_initialized", False):
+            for leaf, tensor in layer.named_parameters():
+                if leaf != "bias" and not tensor.is_meta and not getattr(tensor, "_is_hf_initialized", False):
                     raise CheckpointError(f"{name}.{leaf} is missing in the checkpoint")
         self._quantize_tied_heads(model)
         self._tensors = {}
@@ -165,19 +168,22 @@ class Int8HfQuantizer(HfQuantizer):
 
 
 def attach(model: PreTrainedModel, quantizer: Int8HfQuantizer | None = None) -> None:
-    """Makes a model with int8 layers one that transformers saves and loads again as int8.
+    """Makes a model with int8 layers, as they are now, one that transformers saves and loads again as int8.
 
     Args:
         model: Quantized by `from_pretrained` or by `quantize_`.
         quantizer: The one that loaded it; a new one with the settings of the first layer if None.
     """
+    settings = list(dict.fromkeys(layer.int8_config for _, layer in int8_layers(model)))
     if quantizer is None:
-        _, layer = next(int8_layers(model))
-        quantizer = Int8HfQuantizer(layer.int8_config, pre_quantized=True)
-        model.config.quantization_config = layer.int8_config
+        quantizer = Int8HfQuantizer(settings[0], pre_quantized=True)
         model.hf_quantizer = quantizer
         model.is_quantized = True
         model.quantization_method = Int8Config.quant_method
+    if len(settings) == 1:  # they may have been changed since the model was loaded
+        runtime = {name: getattr(settings[0], name) for name in Int8Config.RUNTIME_SETTINGS}
+        quantizer.quantization_config = quantizer.quantization_config.replace(**runtime)
+    model.config.quantization_config = quantizer.quantization_config
     untie_int8_heads(model)
     conversions = without_ours(model)
     if quantizer.quantization_config.checkpoint_format == "bitsandbytes":

@@ -34,8 +34,7 @@ def make_saving_atomic(cls: type[PreTrainedModel]) -> None:
     def save_pretrained(self: PreTrainedModel, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         if not any(True for _ in int8_layers(self)):
             return original(self, save_directory, *args, **kwargs)
-        if getattr(self, "hf_quantizer", None) is None:  # quantized by quantize_
-            attach(self)
+        attach(self, getattr(self, "hf_quantizer", None))
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         adapters_only = getattr(self, "_hf_peft_config_loaded", False)
         arguments = signature.bind(self, save_directory, *args, **kwargs).arguments
