@@ -32,7 +32,7 @@ def calibrate(model: ModuleT, batches: Iterable[Any], budget: int = 32, relative
     Raises:
         ValueError: The model has no int8 layers, there are no batches, or a layer saw no input.
     """
-    layers = {name: layer for name, layer in int8_layers(model)}
+    layers = dict(int8_layers(model))
     if not layers:
         raise ValueError(f"{type(model).__name__} has no int8 layers; quantize it first")
     scores: dict[Int8Linear, Tensor] = {}  # summed: a rare spike in one batch must not displace a steady outlier

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -11,6 +11,7 @@ OutlierMode = Literal["threshold", "budget", "static", "none"]
 CheckpointFormat = Literal["llmint8", "bitsandbytes"]
 DEFAULT_THRESHOLD = 6.0  # section 3.2 of the paper
 DEFAULT_BUDGET = 32
+_LARGEST = 1 << 62  # what an operator can take
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,10 @@ class Int8Config:
                 raise ValueError(f"{name}={value!r} contradicts mode={self.mode!r}; give only one of them")
         if self.mode == "threshold":
             self._fill("threshold", DEFAULT_THRESHOLD)
-            _check_threshold(self.threshold)
+            object.__setattr__(self, "threshold", _checked_threshold(self.threshold))
         elif self.mode != "none":
             self._fill("budget", DEFAULT_BUDGET)
-            _check_budget(self.budget)
+            object.__setattr__(self, "budget", _checked_budget(self.budget))
         self._fill("relative", self.budget is not None)
         for name in ("relative", "symmetric"):
             if not isinstance(getattr(self, name), bool):
@@ -100,9 +101,13 @@ class Int8Config:
             TypeError: A name is not a field, or a value has the wrong type.
             ValueError: A value is out of range, or two contradict each other.
         """
-        dependent = ("mode", "threshold", "budget", "relative")
-        if any(name in changes and changes[name] != getattr(self, name) for name in dependent[:3]):
-            changes = {**dict.fromkeys(dependent), **changes}
+        mode = changes.get("mode")
+        if mode is None and changes.get("threshold") is not None:
+            mode = "threshold"
+        elif mode is None and changes.get("budget") not in (None, self.budget):
+            mode = "budget"
+        if mode is not None and mode != self.mode:
+            changes = {**dict.fromkeys(("threshold", "budget", "relative")), **changes, "mode": mode}
         return dataclasses.replace(self, **changes)
 
     @classmethod
@@ -147,18 +152,20 @@ class Int8Config:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def _check_threshold(value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def _checked_threshold(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"threshold must be a number, got {value!r}")
-    if not math.isfinite(value) or value <= 0:
+    if not 0 < value < _LARGEST:
         raise ValueError(f"threshold must be finite and greater than 0, got {value}; mode='none' keeps no outliers")
+    return float(value)
 
 
-def _check_budget(value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+def _checked_budget(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"budget must be an int (a number of columns), got {value!r}")
-    if value < 0:
+    if not 0 <= value < _LARGEST:
         raise ValueError(f"budget must be 0 or more columns, got {value}")
+    return int(value)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

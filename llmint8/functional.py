@@ -12,6 +12,8 @@ from torch import Tensor
 
 INT8_MAX = 127
 INT8_MIN = -128
+# The largest K whose sum of products of a code less its zero point (at most 255) and a weight (127) is below 2**31.
+INT32_K = 1 << 16
 # An fp32 sum of 1024 products of at most 128 * 127 stays below 2**24: every partial sum is an exact integer.
 _EXACT_K = 1024
 # A weight is widened to fp32 in blocks of about this many elements: bounds the workspace to 16 MiB.
@@ -192,9 +194,9 @@ def int8_matmul(codes_x: Tensor, codes_w: Tensor) -> Tensor:
         codes_w: int8 [N, K].
 
     Returns:
-        int32 [M, N]; int64 if K > 131072, where int32 could overflow.
+        int32 [M, N]; int64 if K > `INT32_K`.
     """
-    dtype = torch.int32 if codes_x.shape[1] <= 1 << 17 else torch.int64
+    dtype = torch.int32 if codes_x.shape[1] <= INT32_K else torch.int64
     product = torch.zeros(codes_x.shape[0], codes_w.shape[0], dtype=dtype, device=codes_x.device)
     for x, w in zip(codes_x.split(_EXACT_K, dim=1), codes_w.split(_EXACT_K, dim=1), strict=True):
         product += (x.float() @ w.float().T).to(dtype)
@@ -246,7 +248,8 @@ def mixed_linear(
         product = int8_matmul(codes_x, codes_w)
     else:
         codes_x, scale_x, zero_point = quantize_zeropoint(x, outliers)
-        product = int8_matmul(codes_x, codes_w) - zero_point * codes_w.sum(dim=1, dtype=torch.int32)
+        product = int8_matmul(codes_x, codes_w)
+        product -= zero_point.to(product.dtype) * codes_w.sum(dim=1, dtype=product.dtype)
     y = product.float() * scale_x * scale_w.T
     if outliers is not None:
         y += _without(x.float(), ~outliers) @ dequantize(codes_w, scale_w).T

@@ -1,5 +1,6 @@
 """`from_pretrained(..., load_in_8bit=True)`: transformers' own loading, with int8 asked for and input checked."""
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,38 +72,25 @@ def from_pretrained(
         given = ["quantization_config"] if quantization_config is not None else sorted(settings)
         raise ValueError(f"load_in_8bit=False contradicts {', '.join(given)}; remove one")
     path = _checked_path(pretrained_model_name_or_path, kwargs)
-
-    from transformers import AutoConfig
-
-    config = kwargs.pop("config", None)
-    if config is None or isinstance(config, str | os.PathLike):
-        hub = {name: kwargs[name] for name in (*_HUB_KEYWORDS, "gguf_file") if name in kwargs}
-        try:
-            stored_config = AutoConfig.from_pretrained(path if config is None else config, **hub)
-        except OSError as error:
-            if config is not None or Path(path).is_dir():
-                raise
-            raise OSError(f"{path} is not a folder here, and the hub gave no model of that name: {error}") from error
-        if config is not None:
-            kwargs["config"] = stored_config
-    else:
-        stored_config = kwargs["config"] = config
-    stored = _stored_quantization(stored_config)
-    if stored is not None:
-        if not load_in_8bit:
-            raise ValueError(
-                f"load_in_8bit=False, but {path} is already int8; load it and use llmint8.dequantize_(model)"
-            )
-        merged = _merged(_int8_settings(stored, path), quantization_config, settings)
-        if merged.to_dict() != stored:
-            stored_config, kwargs = _config_with(merged, path, stored_config, kwargs)
-    elif load_in_8bit and "gguf_file" not in kwargs:
-        kwargs["quantization_config"] = requested
+    if kwargs.get("gguf_file") is not None:
+        return _from_gguf(_model_class(auto_class, None), path, requested if load_in_8bit else None, kwargs)
+    kwargs.pop("gguf_file", None)
+    if kwargs.get("use_safetensors") is None:
+        kwargs["use_safetensors"] = True
+    stored_config = _stored_config(path, kwargs)
     model_class = _model_class(auto_class, stored_config)
-    if kwargs.get("gguf_file") is None:
-        kwargs.setdefault("use_safetensors", True)
+    stored = _stored_quantization(stored_config)
+    if stored is None:
+        if load_in_8bit:
+            kwargs["quantization_config"] = requested
         return model_class.from_pretrained(path, **kwargs)
-    return _from_gguf(model_class, path, requested if load_in_8bit else None, kwargs)
+    if not load_in_8bit:
+        raise ValueError(f"load_in_8bit=False, but {path} is already int8; load it and use llmint8.dequantize_(model)")
+    merged = _merged(_int8_settings(stored, path), quantization_config, settings)
+    part_class = getattr(model_class, "config_class", None)  # that of a part, for the vision tower of a CLIP
+    if merged.to_dict() != stored or (part_class is not None and not isinstance(stored_config, part_class)):
+        kwargs = _with_settings(merged, path, part_class, kwargs)
+    return model_class.from_pretrained(path, **kwargs)
 
 
 def _requested(config: Int8Config | Mapping[str, Any] | None, settings: dict[str, Any]) -> Int8Config:
@@ -139,10 +127,28 @@ def _checked_path(given: str | os.PathLike, kwargs: Mapping[str, Any]) -> str:
     return path
 
 
+def _stored_config(path: str, kwargs: dict[str, Any]) -> Any:
+    """The configuration of the checkpoint, or the one that is given; None for a folder with only an adapter."""
+    from transformers import AutoConfig
+
+    given = kwargs.get("config")
+    if given is not None and not isinstance(given, str | os.PathLike):
+        return given
+    if given is None and (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
+        return None
+    hub = {name: kwargs[name] for name in _HUB_KEYWORDS if name in kwargs}
+    try:
+        return AutoConfig.from_pretrained(path if given is None else given, **hub)
+    except OSError as error:
+        if given is not None or Path(path).is_dir():
+            raise
+        raise OSError(f"{path} is not a folder here, and the hub gave no model of that name: {error}") from error
+
+
 def _stored_quantization(config: Any) -> dict[str, Any] | None:
     """The quantization that a checkpoint was saved with, as transformers looks for it."""
     stored = getattr(config, "quantization_config", None)
-    if stored is None:
+    if stored is None and config is not None:
         stored = getattr(config.get_text_config(decoder=True), "quantization_config", None)
     return stored if stored is None or isinstance(stored, dict) else stored.to_dict()
 
@@ -158,23 +164,30 @@ def _int8_settings(stored: dict[str, Any], path: str) -> Int8Config:
 
 def _merged(stored: Int8Config, config: Any, settings: dict[str, Any]) -> Int8Config:
     """The stored settings with the runtime ones replaced by those that were asked for."""
-    if config is not None:
-        requested = _requested(config, {})
-        return stored.replace(**{name: getattr(requested, name) for name in Int8Config.RUNTIME_SETTINGS})
+    requested = settings if config is None else _requested(config, {}).to_dict()
     for name in ("skip_modules", "include_modules"):
-        if name in settings and tuple(settings[name] or ()) != getattr(stored, name):
-            raise ValueError(f"{name}={settings[name]!r} cannot be changed: the checkpoint is already int8")
-    return stored.replace(**settings)
+        if requested.get(name) and tuple(requested[name]) != getattr(stored, name):
+            raise ValueError(f"{name}={requested[name]!r} cannot be changed: the checkpoint is already int8")
+    runtime = {name: requested[name] for name in Int8Config.RUNTIME_SETTINGS if name in requested}
+    return stored.replace(**runtime)
 
 
-def _config_with(settings: Int8Config, path: str, config: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A model configuration that carries other settings, since transformers prefers those of the checkpoint."""
+def _with_settings(settings: Int8Config, path: str, config_class: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keywords with a configuration that carries other settings, since transformers prefers the stored ones."""
     from transformers import AutoConfig
 
-    if "config" not in kwargs:  # reads the keywords that belong to the configuration, as transformers would
-        config, kwargs = AutoConfig.from_pretrained(path, return_unused_kwargs=True, **kwargs)
+    config = kwargs.get("config")
+    if config is None or isinstance(config, str | os.PathLike):
+        # Reads the keywords that belong to the configuration, as transformers would.
+        rest = {name: value for name, value in kwargs.items() if name != "config"}
+        source = path if config is None else config
+        config, unused = (config_class or AutoConfig).from_pretrained(source, return_unused_kwargs=True, **rest)
+        hub = {name: kwargs[name] for name in _HUB_KEYWORDS if name in kwargs}
+        kwargs = {**hub, **unused}
+    else:
+        config = copy.deepcopy(config)
     config.quantization_config = settings.to_dict()
-    return config, {**kwargs, "config": config}
+    return {**kwargs, "config": config}
 
 
 def _model_class(auto_class: type | str | None, config: Any) -> Any:

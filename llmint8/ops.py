@@ -90,14 +90,28 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not weight.is_floating_point():
         raise TypeError(f"only a floating-point weight can be quantized, got {weight.dtype}")
-    codes, scale = torch.ops.llmint8.quantize_weight(weight)
-    if scale.device.type != "meta" and not bool(torch.isfinite(scale).all()):
-        rows = (~torch.isfinite(scale)).flatten().nonzero().flatten()
+    check_finite(weight)
+    return torch.ops.llmint8.quantize_weight(weight)
+
+
+def check_finite(weight: Tensor, name: str = "the weight") -> None:
+    """Refuses a weight that has no int8 form; one on the meta device passes.
+
+    Args:
+        weight: Floating point, any shape.
+        name: For the message.
+
+    Raises:
+        ValueError: The weight has a NaN or Inf.
+    """
+    if weight.is_meta or weight.numel() == 0:
+        return
+    low, high = torch.aminmax(weight)
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
         raise ValueError(
-            f"the weight has a NaN or Inf in {rows.numel()} of its {scale.shape[0]} rows (the first is row "
-            f"{int(rows[0])}), so it has no int8 form; the checkpoint is damaged, or its values overflow the dtype"
+            f"{name} {list(weight.shape)} has a NaN or Inf, so it has no int8 form; the checkpoint is damaged, or its "
+            f"values overflow {weight.dtype}"
         )
-    return codes, scale
 
 
 def dequantize_weight(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from llmint8 import ops
 from llmint8.config import Int8Config
 from llmint8.nn import Int8Conv1D, Int8Linear
 
@@ -16,6 +17,10 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 # Functions that name the layers of a model to leave out by default; an integration adds one for its kind of model.
 default_skips: list[Callable[[nn.Module], set[str]]] = []
+# Functions that are called with a model once it is float again.
+after_dequantize: list[Callable[[nn.Module], None]] = []
+# Subclasses of nn.Linear that compute the same, by name, since their modules are not imported for this.
+_PLAIN_SUBCLASSES = ("transformers.models.falcon.modeling_falcon.FalconLinear",)
 
 
 def quantize_(model: ModuleT, config: Int8Config | None = None) -> ModuleT:
@@ -42,6 +47,8 @@ def quantize_(model: ModuleT, config: Int8Config | None = None) -> ModuleT:
     layers = layers_to_quantize(model, config)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no nn.Linear to quantize")
+    for name in layers:
+        ops.check_finite(model.get_parameter(f"{name}.weight"), f"{name}.weight")
     done: dict[int, Int8Linear] = {}  # a layer that is used in two places stays one layer
     for name in layers:
         layer = model.get_submodule(name)
@@ -58,7 +65,7 @@ def dequantize_(model: ModuleT, dtype: torch.dtype | None = None) -> ModuleT:
 
     Args:
         model: Any module.
-        dtype: Of the weights; that of each layer's bias, or the default dtype without one, if None.
+        dtype: Of the weights; that of the model's first float parameter if None.
 
     Returns:
         The same model.
@@ -72,17 +79,21 @@ def dequantize_(model: ModuleT, dtype: torch.dtype | None = None) -> ModuleT:
     layers = list(int8_layers(model))
     if offloaded := [name for name, layer in layers if layer.weight.is_meta]:
         raise ValueError(f"{offloaded[0]} has no weight in memory; load the model without offloading first")
+    dtype = dtype or _float_dtype(model)
     done: dict[int, nn.Module] = {}
     for name, layer in layers:
         if id(layer) not in done:
             done[id(layer)] = layer.to_float(dtype)
         replace_module(model, name, done[id(layer)])
+    for function in after_dequantize:
+        function(model)
     return model
 
 
 def int8_class(layer: nn.Module) -> type[Int8Linear] | None:
     """Returns the int8 form of a float layer, or None if it has none."""
-    if type(layer) is nn.Linear:
+    kind = type(layer)
+    if kind is nn.Linear or f"{kind.__module__}.{kind.__qualname__}" in _PLAIN_SUBCLASSES:
         return Int8Linear
     pytorch_utils = sys.modules.get("transformers.pytorch_utils")  # no Conv1D without it
     if pytorch_utils is not None and type(layer) is pytorch_utils.Conv1D:
@@ -133,6 +144,14 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
         from accelerate.hooks import add_hook_to_module
 
         add_hook_to_module(module, hook)
+
+
+def _float_dtype(model: nn.Module) -> torch.dtype | None:
+    """Dtype of what is not int8 in a model; None if there is nothing."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not name.endswith("weight_scale"):
+            return parameter.dtype
+    return None
 
 
 def _tied_layers(model: nn.Module) -> set[str]:

@@ -3,6 +3,7 @@ import json
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +29,8 @@ def test_a_threshold_alone_is_the_mode_of_the_paper() -> None:
         ({"threshold": 0.0}, ValueError, "mode='none'"),
         ({"threshold": float("nan")}, ValueError, "got nan"),
         ({"threshold": float("inf")}, ValueError, "finite"),
+        ({"threshold": 10**400}, ValueError, "finite"),
+        ({"budget": 2**70}, ValueError, "0 or more"),
         ({"threshold": "6"}, TypeError, "got '6'"),
         ({"threshold": True}, TypeError, "got True"),
         ({"budget": -3}, ValueError, "got -3"),
@@ -93,3 +96,17 @@ def test_replace_brings_the_mode_along() -> None:
     assert Int8Config(threshold=6.0).replace(threshold=6.0) == Int8Config(threshold=6.0)
     with pytest.raises(ValueError, match="contradicts"):
         config.replace(mode="threshold", budget=8)
+
+
+def test_replace_keeps_what_does_not_depend_on_the_change() -> None:
+    assert Int8Config(threshold=3.0, relative=True).replace(threshold=4.0) == Int8Config(threshold=4.0, relative=True)
+    assert Int8Config(budget=8, relative=False).replace(budget=16) == Int8Config(budget=16, relative=False)
+    assert Int8Config(budget=8).replace(mode="budget") == Int8Config(budget=8)
+    assert Int8Config(mode="static").replace(budget=8) == Int8Config(budget=8)
+    assert Int8Config(budget=8, relative=False).replace(threshold=2.0, relative=True).relative
+
+
+def test_numbers_of_numpy() -> None:
+    config = Int8Config(threshold=np.float32(3.0))
+    assert type(config.threshold) is float
+    assert type(Int8Config(budget=np.int64(8)).budget) is int

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import llmint8.ops  # noqa: F401  registers the operators
 from llmint8 import functional as F  # noqa: N812
 
 HALF_STEP = 0.5 + 256 * 2**-24
@@ -124,10 +125,14 @@ def test_int8_matmul_is_exact(m: int, k: int, n: int, seed: int) -> None:
     assert torch.equal(F.int8_matmul(x, w).long(), x.long() @ w.long().T)
 
 
-def test_int8_matmul_does_not_overflow() -> None:
-    x = torch.full((1, 140_000), -128, dtype=torch.int8)
-    w = torch.full((1, 140_000), -127, dtype=torch.int8)
-    assert F.int8_matmul(x, w).item() == 128 * 127 * 140_000
+@pytest.mark.parametrize("k", [60_000, 66_000, 70_000, 131_072, 150_000])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_long_sums_do_not_overflow(k: int, symmetric: bool) -> None:
+    codes_w, scale_w = F.quantize_rowwise(torch.ones(3, k))
+    y = F.mixed_linear(torch.ones(2, k), codes_w, scale_w, symmetric=symmetric)
+    torch.testing.assert_close(y, torch.full((2, 3), float(k)), rtol=1e-5, atol=0)
+    y = torch.ops.llmint8.int8_linear(torch.ones(20, k), codes_w, scale_w, None, None, "none", 0.0, 0, False, symmetric)
+    torch.testing.assert_close(y, torch.full((20, 3), float(k)), rtol=1e-5, atol=0)
 
 
 @given(matrices(), st.integers(1, 40))

@@ -43,6 +43,31 @@ def test_registers_whenever_transformers_is_imported() -> None:
     assert python(f"import transformers.modeling_utils, llmint8; {check}") == expected
 
 
+def test_a_probe_or_an_interrupted_import_does_not_lose_the_registration() -> None:
+    check = "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as m; print('llmint8' in m)"
+    probe = "import importlib.util; importlib.util.find_spec('transformers.modeling_utils')"
+    assert python(f"import llmint8; {probe}; import transformers.modeling_utils; {check}") == "True"
+    code = """
+import sys, llmint8
+sys.modules["transformers.utils.quantization_config"] = None  # makes the import fail half way
+try:
+    import transformers.modeling_utils
+except ImportError:
+    pass
+del sys.modules["transformers.utils.quantization_config"]
+import transformers.modeling_utils
+"""
+    assert python(f"{code}\n{check}") == "True"
+
+
+def test_reloading_registers_once() -> None:
+    code = (
+        "import llmint8, importlib, transformers.modeling_utils as u; f = u.PreTrainedModel.save_pretrained;"
+        "importlib.reload(llmint8); print(f is u.PreTrainedModel.save_pretrained, len(llmint8.quantize.default_skips))"
+    )
+    assert python(code) == "True 1"
+
+
 def test_the_version_is_that_of_the_package() -> None:
     from importlib.metadata import version
 

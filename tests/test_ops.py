@@ -89,7 +89,7 @@ def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception],
 def test_a_weight_with_nan_or_inf_has_no_int8_form(bad: float) -> None:
     weight = torch.ones(6, 4)
     weight[3, 1] = bad
-    with pytest.raises(ValueError, match="1 of its 6 rows.*row 3"):
+    with pytest.raises(ValueError, match=r"the weight \[6, 4\] has a NaN or Inf"):
         ops.quantize_weight(weight)
     with pytest.raises(TypeError, match="got torch.int8"):
         ops.quantize_weight(torch.ones(2, 2, dtype=torch.int8))

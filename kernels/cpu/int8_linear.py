@@ -26,8 +26,8 @@ def int8_linear(
     symmetric: bool,
 ) -> Tensor:
     """Same as `llmint8.kernels.reference.int8_linear`, faster on a processor with VNNI."""
-    # With a single feature torch._int_mm returns what it finds in memory; beyond 2**17 an int32 sum could overflow.
-    if not int_mm_is_fast() or not 2 <= x.shape[1] <= 1 << 17:
+    # With a single feature torch._int_mm returns what it finds in memory.
+    if not int_mm_is_fast() or not 2 <= x.shape[1] <= functional.INT32_K:
         return reference.int8_linear(
             x, weight, weight_scale, bias, outlier_columns, mode, threshold, budget, relative, symmetric
         )
@@ -86,5 +86,5 @@ def _weight_only(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor |
         products = [torch._int_mm(digit, weight.T) for digit in digits]
     else:
         products = list(torch._int_mm(torch.cat(digits), weight.T).split(x.shape[0]))
-    y = ((products[0].float() * 256 + products[1]) * 256 + products[2]) * scale * weight_scale.T
+    y = ((products[0].float() * 256 + products[1]) * 256 + products[2]) * weight_scale.T * scale
     return (y if bias is None else y + bias.float()).to(x.dtype)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 QUANT_METHOD = "bitsandbytes"
+OUR_SETTINGS = "llmint8"  # key of settings that bitsandbytes does not know
 
 
 def config_from_bitsandbytes(settings: Mapping[str, Any]) -> Int8Config:
@@ -32,13 +33,14 @@ def config_from_bitsandbytes(settings: Mapping[str, Any]) -> Int8Config:
             f"and load_in_4bit={settings.get('load_in_4bit')}"
         )
     threshold = float(settings.get("llm_int8_threshold", 6.0))
-    return Int8Config(
+    config = Int8Config(
         mode="threshold" if threshold > 0 else "none",
         threshold=threshold if threshold > 0 else None,
         symmetric=True,
         skip_modules=tuple(settings.get("llm_int8_skip_modules") or ()),
         checkpoint_format="bitsandbytes",
     )
+    return config.replace(**settings.get(OUR_SETTINGS, {}))
 
 
 def config_to_bitsandbytes(config: Int8Config) -> dict[str, Any]:
@@ -46,9 +48,10 @@ def config_to_bitsandbytes(config: Int8Config) -> dict[str, Any]:
 
     Args:
         config: Settings; a budget or a relative score, which bitsandbytes does not know, becomes its default of 6.0.
+            Such settings are kept beside, for us.
     """
     plain = config.mode == "threshold" and not config.relative
-    return {
+    entry = {
         "quant_method": QUANT_METHOD,
         "load_in_8bit": True,
         "load_in_4bit": False,
@@ -57,6 +60,11 @@ def config_to_bitsandbytes(config: Int8Config) -> dict[str, Any]:
         "llm_int8_enable_fp32_cpu_offload": False,
         "llm_int8_has_fp16_weight": False,
     }
+    runtime = {name: getattr(config, name) for name in Int8Config.RUNTIME_SETTINGS}
+    restored = config_from_bitsandbytes(entry)
+    if config.mode != "static" and restored.replace(**runtime) != restored:  # static columns are not written
+        entry[OUR_SETTINGS] = runtime
+    return entry
 
 
 def save_bitsandbytes(model: "PreTrainedModel", save_directory: str | os.PathLike, **kwargs: Any) -> None:

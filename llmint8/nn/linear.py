@@ -21,7 +21,8 @@ class Int8Linear(nn.Linear):
         weight: int8 [out_features, in_features].
         weight_scale: fp32 [out_features, 1]; the float weight is about `weight * weight_scale`.
         bias: Floating point [out_features], or None.
-        outlier_columns: int64 [min(budget, in_features)] in mode `"static"`, the columns found by calibration, else None.
+        outlier_columns: int64 [min(budget, in_features)], the columns that calibration found, in mode `"static"`; or
+            None.
         int8_config: The runtime settings; may be replaced at any time.
     """
 
@@ -131,6 +132,7 @@ class Int8Linear(nn.Linear):
         """
         device_type = input.device.type
         autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+        autocast = autocast and input.dtype in ops.INPUT_DTYPES  # others are refused as they are
         config = self.int8_config
         return ops.int8_linear(
             input.to(torch.get_autocast_dtype(device_type)) if autocast else input,

@@ -144,7 +144,15 @@ def test_a_float_model_has_nothing_to_write(make_checkpoint: MakeCheckpoint, tmp
 
 
 @pytest.mark.parametrize(
-    "config", [Int8Config(threshold=4.0, symmetric=True), Int8Config(mode="none", symmetric=True)], ids=str
+    "config",
+    [
+        Int8Config(threshold=4.0, symmetric=True),
+        Int8Config(mode="none", symmetric=True),
+        Int8Config(threshold=4.0),
+        Int8Config(threshold=4.0, relative=True),
+        Int8Config(budget=8),
+    ],
+    ids=str,
 )
 def test_config_round_trip(config: Int8Config) -> None:
     restored = config_from_bitsandbytes(config_to_bitsandbytes(config))

@@ -9,24 +9,43 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from llmint8 import ops
-from llmint8.nn import Int8Conv1D
+from llmint8.nn import Int8Conv1D, Int8Linear
 
 
 class QuantizeWeight(ConversionOps):
-    """Turns a float weight into an int8 one and its scale, when a 16-bit checkpoint is loaded."""
+    """Turns a float weight into an int8 one and its scale, when a 16-bit checkpoint is loaded.
+
+    Args:
+        problems: Gets a message for each weight that has no int8 form. transformers hides what an operation raises in
+            a log, so the quantizer raises it when all is loaded.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
 
     def convert(self, input_dict: dict[str, Any], *, model: Any = None, **kwargs: Any) -> dict[str, Tensor]:
-        """Returns `weight` and `weight_scale` under their full names."""
-        ((name, value),) = input_dict.items()
-        weight = _only(value)
-        layer, _ = get_module_from_name(model, name)
+        """Returns `weight` and `weight_scale` of each int8 layer under their full names, anything else as it is."""
+        result: dict[str, Tensor] = {}
+        for name, value in input_dict.items():
+            layer, leaf = get_module_from_name(model, name)
+            if isinstance(layer, Int8Linear) and leaf == "weight":
+                result |= self._quantized(name, _only(value), layer)
+            else:
+                result[name] = _only(value)
+        return result
+
+    def _quantized(self, name: str, weight: Tensor, layer: Int8Linear) -> dict[str, Tensor]:
         if isinstance(layer, Int8Conv1D):
             weight = weight.T
+        codes, scale = (torch.zeros_like(t, device="cpu") for t in (layer.weight, layer.weight_scale))
         if weight.shape != layer.weight.shape:
-            raise ValueError(
-                f"{name} has shape {list(weight.shape)} in the checkpoint and {list(layer.weight.shape)} in the model"
-            )
-        codes, scale = ops.quantize_weight(weight)
+            self.problems.append(f"{name} should be {list(layer.weight.shape)}, got {list(weight.shape)}")
+        else:
+            try:
+                ops.check_finite(weight, name)
+                codes, scale = ops.quantize_weight(weight)
+            except ValueError as error:
+                self.problems.append(str(error))
         return {
             name: Parameter(codes, requires_grad=False),
             f"{name}_scale": Parameter(scale, requires_grad=False),

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from llmint8.checkpoint import SCALE_NAMES, CheckpointError, TensorInfo, check_scales, read_headers
+from llmint8.checkpoint import FLOAT_DTYPES, SCALE_NAMES, CheckpointError, TensorInfo, check_scales, read_headers
 from llmint8.config import Int8Config
 from llmint8.integrations.transformers import tripwire
 from llmint8.integrations.transformers.conversions import (
@@ -37,6 +37,7 @@ class Int8HfQuantizer(HfQuantizer):
     def __init__(self, quantization_config: Int8Config, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self._tensors: dict[str, TensorInfo] = {}
+        self._problems: list[str] = []
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Checks the dtype of the layers that are not quantized, which is that of the activations.
@@ -57,10 +58,10 @@ class Int8HfQuantizer(HfQuantizer):
                 "mode='static' needs calibrated columns: load in 8 bit, then run llmint8.calibrate(model, batches)"
             )
         self._tensors = read_headers(checkpoint_files or ())
-        names = self._int8_layers_of_checkpoint(model) if self.pre_quantized else None
-        if names is None:
-            tied = {name for name, _ in _tied_layers(model)}  # has no weight to quantize until it is tied
-            names = [name for name in layers_to_quantize(model, config) if name not in tied]
+        if self.pre_quantized and self._tensors:
+            names = self._int8_layers_of_checkpoint(model)
+        else:
+            names = self._layers_to_quantize(model)
         if not names:
             raise ValueError(f"{type(model).__name__} has no nn.Linear to quantize")
         for name in names:
@@ -69,8 +70,9 @@ class Int8HfQuantizer(HfQuantizer):
             if int8 is None:
                 raise CheckpointError(f"{name} is int8 in the checkpoint, but a {type(layer).__name__} in the model")
             made = int8.empty_like(layer, config)
-            made._is_hf_initialized = True  # type: ignore[assignment]  # else transformers fills int8 with noise
             made._hf_quantized_needs_local_tp = True  # type: ignore[assignment]
+            for module in (made, made.weight, made.weight_scale):  # else transformers fills int8 with noise
+                module._is_hf_initialized = True  # type: ignore[union-attr]
             replace_module(model, name, made)
         untie_int8_heads(model)
         _warn_of_experts(model)
@@ -80,23 +82,36 @@ class Int8HfQuantizer(HfQuantizer):
             r"\.outlier_columns$",  # of a static checkpoint that is loaded in another mode
         }
 
-    def _int8_layers_of_checkpoint(self, model: PreTrainedModel) -> list[str] | None:
-        """The layers with a scale in the checkpoint, by their names in the model; None if it cannot be told."""
-        from transformers.conversion_mapping import get_model_conversion_mapping
-
-        if not self._tensors:
-            return None
+    def _int8_layers_of_checkpoint(self, model: PreTrainedModel) -> list[str]:
+        """The layers with a scale in the checkpoint, by their names in the model."""
         check_scales(self._tensors)
-        renamings = [c for c in get_model_conversion_mapping(model) if isinstance(c, WeightRenaming)]
-        expected = model.state_dict()
+        targets = _names_in_model(model, self._tensors)
         names = []
         for key in self._tensors:
             stem, _, leaf = key.rpartition(".")
             if leaf in SCALE_NAMES.values():
-                weight, _ = rename_source_key(f"{stem}.weight", renamings, [], model.base_model_prefix, expected)
-                if weight in expected:  # else it belongs to a part that this class of model does not have
-                    names.append(weight.removesuffix(".weight"))
+                # A part that this class of model does not have has no target.
+                names += [target.removesuffix(".weight") for target in targets[f"{stem}.weight"]]
         return names
+
+    def _layers_to_quantize(self, model: PreTrainedModel) -> list[str]:
+        """The layers with a float weight in the checkpoint that the settings want in int8."""
+        tied = {name for name, _ in _tied_layers(model)}  # quantized once they are tied
+        names = [name for name in layers_to_quantize(model, self.quantization_config) if name not in tied]
+        if not self._tensors:
+            return names
+        sources: dict[str, TensorInfo] = {}
+        for key, targets in _names_in_model(model, self._tensors).items():
+            sources |= dict.fromkeys(targets, self._tensors[key])
+        present = [name for name in names if f"{name}.weight" in sources]  # others are new, and stay float
+        for name in present:
+            source = sources[f"{name}.weight"]
+            if source.dtype not in FLOAT_DTYPES:
+                raise CheckpointError(
+                    f"{source.file}: {name}.weight is {source.dtype}, which cannot be quantized; it must be one of "
+                    f"{', '.join(FLOAT_DTYPES)}"
+                )
+        return present
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
         """Whether a parameter of the model is to be quantized from a float tensor of the checkpoint."""
@@ -107,7 +122,7 @@ class Int8HfQuantizer(HfQuantizer):
 
     def get_quantize_ops(self) -> QuantizeWeight:
         """Returns the operation for one weight."""
-        return QuantizeWeight()
+        return QuantizeWeight(self._problems)
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
         """Adds our conversions to those of the model."""
@@ -128,10 +143,16 @@ class Int8HfQuantizer(HfQuantizer):
                 plan[name] = "replicate"
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        if self._problems:
+            more = f" ({len(self._problems)} weights have such problems)" if len(self._problems) > 1 else ""
+            raise CheckpointError(f"{self._problems[0]}{more}")
         for name, layer in int8_layers(model):
             for leaf, tensor in layer.named_parameters():
-                if leaf != "bias" and not tensor.is_meta and not getattr(tensor, "_is_hf_initialized", False):
+                if tensor.is_meta or getattr(tensor, "_is_hf_initialized", False):
+                    continue
+                if leaf != "bias" or self.pre_quantized:
                     raise CheckpointError(f"{name}.{leaf} is missing in the checkpoint")
+                nn.init.zeros_(tensor)  # as transformers does for a float layer, with its warning
         self._quantize_tied_heads(model)
         self._tensors = {}
         attach(model, self)
@@ -148,7 +169,6 @@ class Int8HfQuantizer(HfQuantizer):
                 replace_module(model, name, int8.from_float(layer, config))
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
-        model._weight_conversions = without_ours(model)
         # transformers turns config.dtype into a string when it saves
         return dequantize_(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 
@@ -185,21 +205,33 @@ def attach(model: PreTrainedModel, quantizer: Int8HfQuantizer | None = None) -> 
         quantizer.quantization_config = quantizer.quantization_config.replace(**runtime)
     model.config.quantization_config = quantizer.quantization_config
     untie_int8_heads(model)
-    conversions = without_ours(model)
-    if quantizer.quantization_config.checkpoint_format == "bitsandbytes":
-        ours: WeightConverter | None = bitsandbytes_conversion()
-    else:
-        ours = tripwire.saving_conversion(model, conversions)
-    model._weight_conversions = conversions if ours is None else [*conversions, ours]
+    bitsandbytes = quantizer.quantization_config.checkpoint_format == "bitsandbytes"
+    ours = [bitsandbytes_conversion()] if bitsandbytes else tripwire.saving_conversions(model)
+    # A tensor gets one conversion: an int8 weight ours, so it is saved under its name in the model.
+    weights = [f"{name}.weight" for name, _ in int8_layers(model)]
+    model._weight_conversions = [c for c in without_ours(model) if not _reverses(c, weights)] + ours
+
+
+def detach(model: nn.Module) -> None:
+    """Makes a model without int8 layers one that transformers saves as float, if it was one of ours.
+
+    Args:
+        model: Any module.
+    """
+    if isinstance(getattr(model, "hf_quantizer", None), Int8HfQuantizer):
+        model._weight_conversions = without_ours(model)  # type: ignore[arg-type, assignment]
+        model.hf_quantizer.remove_quantization_config(model)  # type: ignore[operator, union-attr]
 
 
 def untie_int8_heads(model: PreTrainedModel) -> None:
-    """Forgets that a head was tied to an embedding once it has an int8 weight of its own."""
+    """Forgets that a head was tied to an embedding once it has an int8 weight of its own.
+
+    `config.tie_word_embeddings` stays, since other weights may be tied by it; when the checkpoint is loaded again, the
+    scale in it tells that the head has its own weight.
+    """
     for name, layer in _tied_layers(model):
         if isinstance(layer, Int8Linear):
             del model.all_tied_weights_keys[f"{name}.weight"]
-            model.config.tie_word_embeddings = False
-            model.config.get_text_config(decoder=True).tie_word_embeddings = False
 
 
 def bitsandbytes_conversion() -> WeightConverter:
@@ -218,6 +250,33 @@ def without_ours(model: nn.Module) -> list[Any]:
         conversions = [c for c in mapping if not isinstance(c, PrefixChange)]
     ours = (Identity, ReadBitsandbytesScale, Unflatten)
     return [c for c in conversions if not any(isinstance(op, ours) for op in getattr(c, "operations", ()))]
+
+
+def _names_in_model(model: PreTrainedModel, tensors: Iterable[str]) -> dict[str, list[str]]:
+    """For each tensor of a checkpoint, the parameters of the model that are made from it."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    conversions = get_model_conversion_mapping(model)
+    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
+    converters = [c for c in conversions if isinstance(c, WeightConverter)]
+    expected = model.state_dict()
+    names = {}
+    for key in tensors:
+        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, expected)
+        made = [name]
+        if pattern is not None:
+            patterns = next(c.target_patterns for c in converters if pattern in c.source_patterns)
+            made = [name.replace(patterns[0], target) for target in patterns]
+        names[key] = [name for name in made if name in expected]
+    return names
+
+
+def _reverses(conversion: Any, weights: Iterable[str]) -> bool:
+    """Whether a conversion would turn one of some weights into something else when the model is saved."""
+    if not isinstance(conversion, WeightConverter):
+        return False
+    reverse = conversion.reverse_transform()
+    return any(reverse.rename_source_key(weight)[1] is not None for weight in weights)
 
 
 def _warn_of_experts(model: PreTrainedModel) -> None:

@@ -1,6 +1,5 @@
 """Registers the quantizer with transformers, without importing more of it than the program does."""
 
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
@@ -25,14 +24,16 @@ def _register_now() -> None:
 
     from llmint8.config import Int8Config
     from llmint8.integrations.transformers.heads import layers_kept_in_16_bit
-    from llmint8.integrations.transformers.quantizer import Int8HfQuantizer
+    from llmint8.integrations.transformers.quantizer import Int8HfQuantizer, detach
     from llmint8.integrations.transformers.saving import make_saving_atomic
-    from llmint8.quantize import default_skips
+    from llmint8.quantize import after_dequantize, default_skips
 
     AUTO_QUANTIZATION_CONFIG_MAPPING[Int8Config.quant_method] = Int8Config
     AUTO_QUANTIZER_MAPPING[Int8Config.quant_method] = Int8HfQuantizer
-    default_skips.append(layers_kept_in_16_bit)
-    make_saving_atomic(PreTrainedModel)
+    if layers_kept_in_16_bit not in default_skips:
+        default_skips.append(layers_kept_in_16_bit)
+        after_dequantize.append(detach)
+        make_saving_atomic(PreTrainedModel)
 
 
 class _AfterImport(MetaPathFinder):
@@ -47,15 +48,18 @@ class _AfterImport(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self.name:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        others = (finder for finder in list(sys.meta_path) if finder is not self)
+        specs = (finder.find_spec(fullname, path, target) for finder in others if hasattr(finder, "find_spec"))
+        spec = next((spec for spec in specs if spec is not None), None)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            self.function()
+            if module.__name__ == self.name and self in sys.meta_path:  # until it has been imported without an error
+                self.function()
+                sys.meta_path.remove(self)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

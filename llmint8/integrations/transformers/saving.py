@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from llmint8.integrations.bitsandbytes import config_to_bitsandbytes
-from llmint8.integrations.transformers.quantizer import attach
+from llmint8.integrations.transformers.quantizer import attach, without_ours
 from llmint8.quantize import int8_layers
 
 _STAGING_PREFIX = ".llmint8-saving-"
+_ABANDONED_SECONDS = 3600
 
 
 def make_saving_atomic(cls: type[PreTrainedModel]) -> None:
@@ -38,12 +40,15 @@ def make_saving_atomic(cls: type[PreTrainedModel]) -> None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         adapters_only = getattr(self, "_hf_peft_config_loaded", False)
         arguments = signature.bind(self, save_directory, *args, **kwargs).arguments
-        if distributed or adapters_only or arguments.get("push_to_hub"):  # every rank writes; compares time stamps
+        arguments.update(arguments.pop("kwargs", {}))
+        every_rank_writes = distributed or not arguments.get("is_main_process", True)
+        if every_rank_writes or adapters_only or arguments.get("push_to_hub"):  # which compares time stamps
             return original(self, save_directory, *args, **kwargs)
+        del arguments["self"], arguments["save_directory"]
         folder = Path(save_directory)
         with _staging(folder) as staging:
-            with _config_of_the_format(self):
-                original(self, staging, *args, **kwargs)
+            with _config_of_the_format(self), _only_our_conversions(self, arguments):
+                original(self, staging, **arguments)
             _move(staging, folder, arguments.get("variant"))
         return None
 
@@ -57,8 +62,9 @@ def _staging(folder: Path) -> Iterator[Path]:
         raise NotADirectoryError(f"{folder} is a file; a checkpoint is saved into a folder")
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f"{_STAGING_PREFIX}*"):  # of a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    for left in folder.glob(f"{_STAGING_PREFIX}*"):
+        if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=folder))
     try:
         yield staging
@@ -78,6 +84,19 @@ def _config_of_the_format(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.config.quantization_config = config
+
+
+@contextlib.contextmanager
+def _only_our_conversions(model: PreTrainedModel, arguments: dict[str, Any]) -> Iterator[None]:
+    """Keeps our conversions where `save_original_format=False` asks for none: the checkpoint needs them."""
+    conversions = model._weight_conversions
+    try:
+        if not arguments.pop("save_original_format", True):
+            theirs = without_ours(model)
+            model._weight_conversions = [c for c in conversions if c not in theirs]
+        yield
+    finally:
+        model._weight_conversions = conversions
 
 
 def _move(staging: Path, folder: Path, variant: str | None) -> None:

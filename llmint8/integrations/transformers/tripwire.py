@@ -1,16 +1,17 @@
-"""Why one weight of a checkpoint is stored flat.
+"""Why some weights of a checkpoint are stored flat.
 
 transformers only warns about a quantization method that it does not know, and loads the int8 codes into float layers:
-garbage, without an error. It does refuse a tensor of the wrong shape. So one int8 weight of each checkpoint is stored
-as [N * K]: opened without `llmint8` imported, the checkpoint fails loudly, and with it the weight gets its shape back.
+garbage, without an error. It does refuse a tensor of the wrong shape. So one int8 weight of each part of a model that
+can be loaded alone is stored as [N * K]: opened without `llmint8` imported, the checkpoint fails loudly, and with it
+the weight gets its shape back.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
-from transformers.core_model_loading import WeightConverter, WeightRenaming, apply_converters, apply_renamings
+from transformers.core_model_loading import WeightConverter, WeightRenaming, apply_renamings
+from transformers.modeling_utils import PreTrainedModel
 
 from llmint8.checkpoint import TensorInfo
 from llmint8.integrations.transformers.conversions import Unflatten
@@ -29,23 +30,19 @@ def loading_conversions(tensors: Mapping[str, TensorInfo], conversions: Sequence
     return [_conversion(apply_renamings(name, renamings)) for name in names]
 
 
-def saving_conversion(model: nn.Module, conversions: Sequence[Any]) -> WeightConverter | None:
-    """Returns the conversion whose reverse stores one weight flat.
+def saving_conversions(model: PreTrainedModel) -> list[WeightConverter]:
+    """Returns the conversions whose reverse stores the first int8 weight of each part of a model flat.
 
     Args:
         model: With int8 layers.
-        conversions: Those the model has; none of them may touch the weight, for a tensor gets at most one.
-
-    Returns:
-        None if there is no such weight.
     """
-    if any(isinstance(op, Unflatten) for conversion in conversions for op in getattr(conversion, "operations", ())):
-        return None
-    reverse = [c.reverse_transform() for c in conversions if isinstance(c, WeightConverter)]
+    models = {name for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
+    first: dict[tuple[str, str], str] = {}
     for name, _ in int8_layers(model):
-        if apply_converters(f"{name}.weight", reverse)[1] is None:
-            return _conversion(f"{name}.weight")
-    return None
+        parents = [name[:i] for i, letter in enumerate(name) if letter == "."]
+        innermost = next((parent for parent in reversed(parents) if parent in models), "")
+        first.setdefault((innermost, parents[0] if parents else name), name)
+    return [_conversion(f"{name}.weight") for name in dict.fromkeys(first.values())]
 
 
 def _conversion(name: str) -> WeightConverter:

@@ -235,8 +235,36 @@ def test_a_weight_with_nan_is_refused_while_loading(value: float, make_checkpoin
         tensors["model.layers.0.mlp.up_proj.weight"][3, 4] = value
 
     folder = damaged(make_checkpoint(), spoil)
-    with pytest.raises(RuntimeError, match="conversion"):
-        llmint8.from_pretrained(folder)
+    message = r"model\.layers\.0\.mlp\.up_proj\.weight \[96, 64\] has a NaN or Inf"
+    for load in (llmint8.from_pretrained, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(llmint8.CheckpointError, match=message):
+            load(folder, quantization_config=Int8Config())
+
+
+def test_a_weight_that_is_not_float_is_refused(make_checkpoint: MakeCheckpoint) -> None:
+    def spoil(tensors: dict[str, Tensor]) -> None:
+        name = "model.layers.0.mlp.up_proj.weight"
+        tensors[name] = tensors[name].to(torch.int32)
+
+    with pytest.raises(llmint8.CheckpointError, match=r"up_proj\.weight is I32, which cannot be quantized"):
+        llmint8.from_pretrained(damaged(make_checkpoint(), spoil))
+
+
+def test_a_missing_bias_is_zero_as_for_a_float_layer(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    name = "bert.encoder.layer.0.attention.self.query.bias"
+    model = llmint8.from_pretrained(damaged(make_checkpoint("bert"), lambda t: t.pop(name)))
+    assert not model.get_parameter(name).any()
+    model.save_pretrained(tmp_path / "int8")
+    with pytest.raises(llmint8.CheckpointError, match=r"query\.bias is missing"):
+        llmint8.from_pretrained(damaged(tmp_path / "int8", lambda t: t.pop(name)))
+
+
+def test_layers_that_are_not_in_the_checkpoint_stay_float(make_checkpoint: MakeCheckpoint) -> None:
+    """The usual BERT checkpoint has no pooler; transformers makes one, with a warning."""
+    folder = damaged(make_checkpoint("bert"), lambda t: [t.pop(n) for n in list(t) if "pooler" in n])
+    model = llmint8.from_pretrained(folder)
+    assert type(model.bert.pooler.dense) is nn.Linear
+    assert len(list(int8_layers(model))) == 12
 
 
 def test_dequantize_gives_a_float_model(make_checkpoint: MakeCheckpoint, run_model: RunModel, tmp_path: Path) -> None:
