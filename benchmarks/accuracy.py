@@ -14,7 +14,7 @@ from table import Row, append, show
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from llmint8 import Int8Config, from_pretrained
+from llmint8 import Int8Config, calibrate, from_pretrained
 from llmint8.default_model import default_model
 from llmint8.quantize import int8_layers
 
@@ -27,10 +27,12 @@ SCHEMES = {
     "budget 32": Int8Config(budget=32, relative=False, symmetric=True),
     "budget 64": Int8Config(budget=64, relative=False, symmetric=True),
     "budget 32, relative, asymmetric (default)": Int8Config(),
+    "static 32, relative, asymmetric": Int8Config(mode="static"),
     "threshold 8 x rms, asymmetric": Int8Config(threshold=8.0, relative=True),
     "threshold 6 x rms, asymmetric": Int8Config(threshold=6.0, relative=True),
     "weights only (decode regime)": Int8Config(budget=1 << 20),  # every column in floating point
 }
+CALIBRATION_TOKENS = 2048  # those that follow the evaluated ones
 
 
 @dataclass
@@ -62,16 +64,17 @@ def tokens_of(path: Path, text: Path | None, count: int) -> Tensor:
     return tokens[:count]
 
 
-def measure(path: Path, tokens: Tensor, window: int, peer: bool) -> list[Row]:
+def measure(path: Path, tokens: Tensor, calibration: Tensor, window: int, peer: bool) -> list[Row]:
     """Runs every scheme on the same windows of a text.
 
     Args:
         path: Of a 16-bit checkpoint.
         tokens: int64 [count].
+        calibration: Tokens for the static columns, int64 [count].
         window: Tokens of one forward pass.
         peer: Whether bitsandbytes runs too.
     """
-    model = from_pretrained(path, dtype=torch.float32)
+    model = calibrate(from_pretrained(path, dtype=torch.float32), calibration[None].split(window, dim=1))
     reference_model = from_pretrained(path, load_in_8bit=False, dtype=torch.float32)
     theirs: Any = None
     if peer:
@@ -120,7 +123,8 @@ def main(
     """Measures accuracy in the prefill regime, where activations are quantized too."""
     transformers.utils.logging.disable_progress_bar()
     path = model or default_model()
-    rows = measure(path, tokens_of(path, text, tokens), window, bitsandbytes)
+    evaluated, calibration = tokens_of(path, text, tokens + CALIBRATION_TOKENS).split([tokens, CALIBRATION_TOKENS])
+    rows = measure(path, evaluated, calibration, window, bitsandbytes)
     show(f"{path.name}, {tokens} tokens in windows of {window}, against fp32", rows)
     if output is not None:
         append(output, [{"model": path.name, "text": text.name if text else "language reference", **r} for r in rows])

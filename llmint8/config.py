@@ -155,7 +155,7 @@ class Int8Config:
 def _checked_threshold(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"threshold must be a number, got {value!r}")
-    if not 0 < value < _LARGEST:
+    if not 0 < value < _LARGEST:  # type: ignore[operator]
         raise ValueError(f"threshold must be finite and greater than 0, got {value}; mode='none' keeps no outliers")
     return float(value)
 
@@ -163,7 +163,7 @@ def _checked_threshold(value: object) -> float:
 def _checked_budget(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"budget must be an int (a number of columns), got {value!r}")
-    if not 0 <= value < _LARGEST:
+    if not 0 <= int(value) < _LARGEST:
         raise ValueError(f"budget must be 0 or more columns, got {value}")
     return int(value)
 

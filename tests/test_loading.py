@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
@@ -180,3 +181,54 @@ def test_what_is_refused_leaves_the_checkpoint_alone(make_checkpoint: MakeCheckp
         from_pretrained(folder, budget=-1)
     llmint8.from_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_hub_keywords_reach_the_weights_of_an_int8_checkpoint(
+    make_checkpoint: MakeCheckpoint, run_model: RunModel, tmp_path: Path
+) -> None:
+    from_pretrained(make_checkpoint()).save_pretrained(tmp_path / "models" / "sub")
+    expected = run_model(from_pretrained(tmp_path / "models" / "sub", budget=3))
+    assert torch.equal(run_model(from_pretrained(tmp_path / "models", subfolder="sub", budget=3)), expected)
+
+
+def test_the_configuration_of_the_caller_is_not_changed(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    from_pretrained(make_checkpoint()).save_pretrained(tmp_path)
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    before = config.to_dict()
+    from_pretrained(tmp_path, config=config, threshold=3.0)
+    assert config.to_dict() == before
+
+
+def test_keywords_that_are_none(make_checkpoint: MakeCheckpoint) -> None:
+    model = from_pretrained(make_checkpoint(), gguf_file=None, use_safetensors=None, device_map=None, config=None)
+    assert list(int8_layers(model))
+
+
+def test_a_folder_with_an_adapter(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    folder = make_checkpoint()
+    base = from_pretrained(folder, load_in_8bit=False)
+    adapter = get_peft_model(base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    adapter.peft_config["default"].base_model_name_or_path = str(folder)
+    adapter.save_pretrained(tmp_path / "adapter")
+    model = from_pretrained(tmp_path / "adapter", load_in_8bit=True)
+    assert list(int8_layers(model))
+    assert any("lora_A" in name for name, _ in model.named_parameters())
+
+
+def test_modules_of_an_int8_checkpoint_are_fixed_in_a_config_too(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    from_pretrained(make_checkpoint()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"include_modules=\['lm_head'\] cannot be changed"):
+        from_pretrained(tmp_path, quantization_config=Int8Config(include_modules=["lm_head"]))
+
+
+def test_settings_changed_after_loading_are_saved(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    model = from_pretrained(make_checkpoint())
+    for _, layer in int8_layers(model):
+        layer.int8_config = Int8Config(threshold=4.0)
+    model.save_pretrained(tmp_path / "same")
+    assert from_pretrained(tmp_path / "same").config.quantization_config == Int8Config(threshold=4.0)
+    layer.int8_config = Int8Config(budget=3)
+    with pytest.warns(UserWarning, match="2 different settings"):
+        model.save_pretrained(tmp_path / "different")

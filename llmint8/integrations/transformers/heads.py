@@ -8,7 +8,7 @@ from transformers.modeling_utils import PreTrainedModel
 # Heads and routers by the names that transformers gives them: a part of a module's path. Most heads lie outside the
 # base model and are found by that, but some models have no base model inside.
 _NAMES = re.compile(
-    r"(^|\.)(classifier|classification_head|gate|lm_heads?|output_projection|qa_outputs|router|score)($|\.)"
+    r"(^|\.)(classifier|classification_head|dt_proj|gate|lm_heads?|output_projection|qa_outputs|router|score)($|\.)"
 )
 
 

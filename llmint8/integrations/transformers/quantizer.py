@@ -203,6 +203,12 @@ def attach(model: PreTrainedModel, quantizer: Int8HfQuantizer | None = None) -> 
     if len(settings) == 1:  # they may have been changed since the model was loaded
         runtime = {name: getattr(settings[0], name) for name in Int8Config.RUNTIME_SETTINGS}
         quantizer.quantization_config = quantizer.quantization_config.replace(**runtime)
+    else:
+        warnings.warn(
+            f"the layers have {len(settings)} different settings; a checkpoint keeps only those of the model, "
+            f"mode={quantizer.quantization_config.mode!r}",
+            stacklevel=2,
+        )
     model.config.quantization_config = quantizer.quantization_config
     untie_int8_heads(model)
     bitsandbytes = quantizer.quantization_config.checkpoint_format == "bitsandbytes"
@@ -219,7 +225,7 @@ def detach(model: nn.Module) -> None:
         model: Any module.
     """
     if isinstance(getattr(model, "hf_quantizer", None), Int8HfQuantizer):
-        model._weight_conversions = without_ours(model)  # type: ignore[arg-type, assignment]
+        model._weight_conversions = without_ours(model)  # type: ignore[assignment]
         model.hf_quantizer.remove_quantization_config(model)  # type: ignore[operator, union-attr]
 
 
