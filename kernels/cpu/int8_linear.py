@@ -9,8 +9,8 @@ from torch import Tensor
 from llmint8 import functional
 
 DECODE_ROWS = reference.DECODE_ROWS
-# The largest integer that three int8 digits of base 256 write with digits in [-128, 127] on either side of 0.
-_DIGITS_MAX = (127 * 256 + 127) * 256 + 127
+# Steps of a row's fixed point: three int8 digits of base 256, with room for the rounding of the largest value.
+_STEPS = 127 << 16
 
 
 def int8_linear(
@@ -73,18 +73,17 @@ def _weight_only(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor |
     The 24-bit fixed point is as exact as an fp32 sum, and integer sums make a row's result independent of its batch
     and of the number of threads.
     """
-    absmax = x.float().abs().amax(dim=1, keepdim=True)
-    scale = absmax / _DIGITS_MAX
-    scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
-    steps = torch.round(x.float() / scale).nan_to_num(0).clamp(-_DIGITS_MAX, _DIGITS_MAX).to(torch.int32)
-    low = (steps + 128) % 256 - 128
-    steps = (steps - low) // 256
-    middle = (steps + 128) % 256 - 128
-    high = (steps - middle) // 256
-    digits = [digit.to(torch.int8) for digit in (high, middle, low)]
+    absmax = x.abs().amax(dim=1, keepdim=True).float()
+    scale = (absmax / _STEPS).clamp_(min=torch.finfo(torch.float32).tiny)
+    # Whatever integer a NaN becomes, the scale of its row is not finite.
+    steps = (x / scale).round_().to(torch.int32, memory_format=torch.contiguous_format)
+    # Adding 128 to each digit makes the bytes of the sum the digits in excess of 128; the highest byte is left over.
+    bytes_of_steps = (steps + 0x808080).view(torch.int8).bitwise_xor_(-128).view(*x.shape, 4)
+    low, middle, high = bytes_of_steps.permute(2, 0, 1)[:3].contiguous()
     if x.shape[0] == 1:  # oneDNN streams the weight for one row, but repacks it for several
-        products = [torch._int_mm(digit, weight.T) for digit in digits]
+        products = [torch._int_mm(digit, weight.T) for digit in (high, middle, low)]
     else:
-        products = list(torch._int_mm(torch.cat(digits), weight.T).split(x.shape[0]))
-    y = ((products[0].float() * 256 + products[1]) * 256 + products[2]) * weight_scale.T * scale
-    return (y if bias is None else y + bias.float()).to(x.dtype)
+        products = list(torch._int_mm(torch.cat([high, middle, low]), weight.T).split(x.shape[0]))
+    y = products[0].float().mul_(256).add_(products[1]).mul_(256).add_(products[2])
+    y = y.mul_(weight_scale.T).mul_(scale)
+    return (y if bias is None else y.add_(bias)).to(x.dtype)

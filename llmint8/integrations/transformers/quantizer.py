@@ -70,7 +70,6 @@ class Int8HfQuantizer(HfQuantizer):
             if int8 is None:
                 raise CheckpointError(f"{name} is int8 in the checkpoint, but a {type(layer).__name__} in the model")
             made = int8.empty_like(layer, config)
-            made._hf_quantized_needs_local_tp = True  # type: ignore[assignment]
             for module in (made, made.weight, made.weight_scale):  # else transformers fills int8 with noise
                 module._is_hf_initialized = True  # type: ignore[union-attr]
             replace_module(model, name, made)
@@ -134,13 +133,6 @@ class Int8HfQuantizer(HfQuantizer):
         if self.quantization_config.checkpoint_format == "bitsandbytes":
             return [*conversions, bitsandbytes_conversion()]
         return [*conversions, *tripwire.loading_conversions(self._tensors, conversions)]
-
-    def update_parallel_plan(self, model: PreTrainedModel, plan: dict[str, str]) -> None:
-        """Shards each scale as its weight, but for row-wise layers, whose shards share their output features."""
-        super().update_parallel_plan(model, plan)
-        for name, style in list(plan.items()):
-            if name.endswith(".weight_scale") and "rowwise" in style:
-                plan[name] = "replicate"
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self._problems:
