@@ -131,7 +131,7 @@ class Int8Linear(nn.Linear):
             [..., out_features], dtype of the input.
         """
         device_type = input.device.type
-        autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+        autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
         autocast = autocast and input.dtype in ops.INPUT_DTYPES  # others are refused as they are
         config = self.int8_config
         return ops.int8_linear(
