@@ -3,10 +3,10 @@
 import functools
 
 import torch
-from llmint8.kernels.reference import int8_linear as reference
 from torch import Tensor
 
 from llmint8 import functional
+from llmint8.kernels.reference import int8_linear as reference
 
 DECODE_ROWS = reference.DECODE_ROWS
 # Steps of a row's fixed point: three int8 digits of base 256, with room for the rounding of the largest value.

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from llmint8.kernels.reference.int8_linear import DECODE_ROWS
 from torch import Tensor, nn
 
 from llmint8 import Int8Config, Int8Linear, functional
+from llmint8.kernels.reference.int8_linear import DECODE_ROWS
 
 STATIC = Int8Config(mode="static", budget=5)
 CONFIGS = [

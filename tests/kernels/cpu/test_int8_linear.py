@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from llmint8.kernels.cpu import int8_linear as cpu
-from llmint8.kernels.reference import int8_linear as reference
 
 from llmint8 import functional
+from llmint8.kernels.cpu import int8_linear as cpu
+from llmint8.kernels.reference import int8_linear as reference
 
 MODES = [
     ("budget", 0.0, 5, True, False),
