@@ -16,8 +16,9 @@ INT8_MIN = -128
 INT32_K = 1 << 16
 # An fp32 sum of 1024 products of at most 128 * 127 stays below 2**24: every partial sum is an exact integer.
 _EXACT_K = 1024
-# A weight is widened to fp32 in blocks of about this many elements: bounds the workspace to 16 MiB.
-_BLOCK_ELEMENTS = 1 << 22
+# A weight is widened to fp32 in blocks of about this many elements, 1 MiB: larger ones leave the cache, and the heap
+# keeps them between the weights that are quantized in the meantime (1.9 GB instead of 1.3 GB for a model of 1.4 GB).
+_BLOCK_ELEMENTS = 1 << 18
 
 
 def absmax_scale(absmax: Tensor) -> Tensor:
