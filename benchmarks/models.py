@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmint8.default_model import cache_folder
+from llmint8.cache import cache_folder
 
 CONFIG_1B = {
     "hidden_size": 2048,

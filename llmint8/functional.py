@@ -139,11 +139,13 @@ def select_budget(scores: Tensor, budget: int) -> Tensor:
 def largest_columns(scores: Tensor, budget: int) -> Tensor:
     """Returns the indices of the `budget` largest scores, all if there are fewer: int64, in ascending order.
 
+    Of equal scores, which 16-bit inputs have many of, the first ones count.
+
     Args:
         scores: fp32 [K].
         budget: Number of columns.
     """
-    return scores.topk(min(budget, scores.numel())).indices.sort().values
+    return scores.sort(descending=True, stable=True).indices[:budget].sort().values
 
 
 def select_columns(columns: Tensor, k: int) -> Tensor:

@@ -1,7 +1,8 @@
 """The operators `torch.ops.llmint8.*`: schema, shapes under tracing, gradients, and the one seam to the kernels.
 
-A backend is a folder of `kernels/`; it is bound here to a dispatch key. Everything data-dependent happens inside an
-operator, so a compiled graph sees one opaque node per layer.
+A backend is a folder of `kernels/`, bound to a dispatch key: native ones bind themselves when they are loaded, and
+PyTorch serves every device that has none. Everything data-dependent happens inside an operator, so a compiled graph
+sees one opaque node per layer.
 """
 
 from typing import Any
@@ -11,28 +12,29 @@ from torch import Tensor
 
 from llmint8 import functional
 from llmint8.kernels.cpu import int8_linear as cpu
+from llmint8.kernels.cpu import native
 from llmint8.kernels.reference import int8_linear as reference
 
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 _library = torch.library.Library("llmint8", "DEF")
-_library.define(
-    "int8_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? outlier_columns, str mode, "
-    "float threshold, int budget, bool relative, bool symmetric) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+_INT8_LINEAR = (
+    "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? outlier_columns, str mode, "
+    "float threshold, int budget, bool relative, bool symmetric) -> Tensor"
 )
+_library.define(f"int8_linear{_INT8_LINEAR}", tags=(torch.Tag.pt2_compliant_tag,))
+# For a backend, to hand over what it does not take.
+_library.define(f"int8_linear_reference{_INT8_LINEAR}", tags=(torch.Tag.pt2_compliant_tag,))
 _library.define(
     "int8_linear_grad_input(Tensor grad, Tensor weight, Tensor weight_scale) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define("quantize_weight(Tensor weight) -> (Tensor, Tensor)", tags=(torch.Tag.pt2_compliant_tag,))
+_library.define("quantize_weight_reference(Tensor weight) -> (Tensor, Tensor)", tags=(torch.Tag.pt2_compliant_tag,))
 _library.define(
     "dequantize_weight(Tensor weight, Tensor weight_scale, ScalarType dtype) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-
-# Dispatch key -> kernel. The first serves every device that has none of its own.
-_INT8_LINEAR = {"CompositeExplicitAutograd": reference.int8_linear, "CPU": cpu.int8_linear}
 
 
 def int8_linear(
@@ -145,26 +147,31 @@ def _check(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None)
         raise ValueError(f"bias must be [{weight.shape[0]}], got {list(bias.shape)}")
 
 
-def _bind(kernel: Any) -> Any:
-    """Wraps a kernel for [M, K] rows into one for any input."""
-
-    def int8_linear_any_rank(
-        x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, *settings: Any
-    ) -> Tensor:
-        _check(x, weight, weight_scale, bias)
-        shape = (*x.shape[:-1], weight.shape[0])
-        if 0 in shape or weight.shape[1] == 0:  # nothing to multiply: the bias, or nothing at all
-            y = x.new_zeros(shape)
-            return y if bias is None else y + bias.to(y.dtype)
-        return kernel(x.reshape(-1, x.shape[-1]), weight, weight_scale, bias, *settings).view(shape)
-
-    return int8_linear_any_rank
+def _int8_linear_reference(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, *settings: Any
+) -> Tensor:
+    """Checks any input and runs it in PyTorch."""
+    _check(x, weight, weight_scale, bias)
+    shape = (*x.shape[:-1], weight.shape[0])
+    if 0 in shape or weight.shape[1] == 0:  # nothing to multiply: the bias, or nothing at all
+        y = x.new_zeros(shape)
+        return y if bias is None else y + bias.to(y.dtype)
+    kernel = cpu.int8_linear if x.is_cpu else reference.int8_linear
+    return kernel(x.reshape(-1, x.shape[-1]), weight, weight_scale, bias, *settings).view(shape)
 
 
-for _key, _kernel in _INT8_LINEAR.items():
-    _library.impl("int8_linear", _bind(_kernel), _key)
+def _int8_linear(x: Tensor, *args: Any) -> Tensor:
+    """What runs until a backend has registered kernels for the device; on a CPU, the native one is loaded now."""
+    if x.is_cpu and native.load():
+        return _int8_linear_op(x, *args)
+    return _int8_linear_reference(x, *args)
 
 
+_library.impl("int8_linear", _int8_linear, "CompositeExplicitAutograd")
+_library.impl("int8_linear_reference", _int8_linear_reference, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("llmint8::int8_linear_reference", lib=_library)
 @torch.library.register_fake("llmint8::int8_linear", lib=_library)
 def _(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
     _check(x, weight, weight_scale, bias)
@@ -185,7 +192,7 @@ def _(grad: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
     return grad.new_empty((*grad.shape[:-1], weight.shape[1]))
 
 
-def _quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+def _quantize_weight_reference(weight: Tensor) -> tuple[Tensor, Tensor]:
     if weight.dim() != 2:
         raise ValueError(f"the weight must be [N, K], got {list(weight.shape)}")
     codes = torch.empty_like(weight, dtype=torch.int8, memory_format=torch.contiguous_format)
@@ -197,9 +204,17 @@ def _quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes, scale
 
 
+def _quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    if weight.is_cpu and native.load():
+        return torch.ops.llmint8.quantize_weight(weight)
+    return _quantize_weight_reference(weight)
+
+
 _library.impl("quantize_weight", _quantize_weight, "CompositeExplicitAutograd")
+_library.impl("quantize_weight_reference", _quantize_weight_reference, "CompositeExplicitAutograd")
 
 
+@torch.library.register_fake("llmint8::quantize_weight_reference", lib=_library)
 @torch.library.register_fake("llmint8::quantize_weight", lib=_library)
 def _(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = weight.new_empty(weight.shape[0], 1, dtype=torch.float32)
@@ -237,7 +252,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, None, None, grad_bias, None, None, None, None, None, None
 
 
-torch.library.register_autograd("llmint8::int8_linear", _backward, setup_context=_setup_context, lib=_library)
+for _name in ("int8_linear", "int8_linear_reference"):
+    torch.library.register_autograd(f"llmint8::{_name}", _backward, setup_context=_setup_context, lib=_library)
 
 
 def _register_vmap(name: str) -> None:

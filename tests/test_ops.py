@@ -27,9 +27,9 @@ def tensors(rows: int, dtype: torch.dtype = torch.float32, k: int = 48, n: int =
 @pytest.mark.parametrize("dtype", ops.INPUT_DTYPES, ids=str)
 def test_opcheck_int8_linear(rows: int, dtype: torch.dtype, settings: tuple[Any, ...]) -> None:
     x, weight, scale, bias = tensors(rows, dtype)
-    op = torch.ops.llmint8.int8_linear
-    torch.library.opcheck(op, (x.requires_grad_(), weight, scale, bias.requires_grad_(), None, *settings))
-    torch.library.opcheck(op, (x.detach()[:, None], weight, scale, None, None, *settings))
+    for op in (torch.ops.llmint8.int8_linear, torch.ops.llmint8.int8_linear_reference):
+        torch.library.opcheck(op, (x.requires_grad_(), weight, scale, bias.requires_grad_(), None, *settings))
+        torch.library.opcheck(op, (x.detach()[:, None], weight, scale, None, None, *settings))
 
 
 def test_opcheck_the_other_operators() -> None:
@@ -38,12 +38,14 @@ def test_opcheck_the_other_operators() -> None:
     torch.library.opcheck(torch.ops.llmint8.int8_linear, (x, weight, scale, bias, COLUMNS, *static))
     torch.library.opcheck(torch.ops.llmint8.int8_linear_grad_input, (torch.randn(2, 5, 24), weight, scale))
     torch.library.opcheck(torch.ops.llmint8.quantize_weight, (x,))
+    torch.library.opcheck(torch.ops.llmint8.quantize_weight_reference, (x,))
     torch.library.opcheck(torch.ops.llmint8.dequantize_weight, (weight, scale, torch.bfloat16))
 
 
 def test_every_operator_is_checked_above() -> None:
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("llmint8::")}
-    assert names == {"int8_linear", "int8_linear_grad_input", "quantize_weight", "dequantize_weight"}
+    references = {"int8_linear_reference", "quantize_weight_reference"}
+    assert names == {"int8_linear", "int8_linear_grad_input", "quantize_weight", "dequantize_weight", *references}
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)

@@ -36,12 +36,13 @@ def bound(layer: Int8Linear, x: Tensor) -> Tensor:
     2. fp32 arithmetic. Any order of summing K products errs by at most `K u a`. The int8 sum is exact, and
        turning it into fp32, two scales and the zero point correction cost `u` each, of a value of at most
        `a + s_x (1/2) sum |w|`; a fixed-point row (decode on a CPU) is within `u max_k |x|`, so within
-       `u max_k |x| sum_k |w|`. Adding the bias costs `u (|y| + |bias|)`. Together: below
+       `u max_k |x| sum_k |w|`, or, for an input of 16 bits, within half a step of 16 bits, `max_k |x| / (127 * 256)`.
+       Adding the bias costs `u (|y| + |bias|)`. Together: below
        `(K + 8) u (a + max_k |x| sum_k |w| + |bias|)`.
     3. One rounding of the result: `r |y|`, and half the smallest subnormal of the dtype where `y` is that small.
     """
     weight = layer.dequantized_weight().double()
-    config = layer.int8_config
+    config, dtype = layer.int8_config, x.dtype
     x = x.double()
     size = x.abs() @ weight.abs().T
     total = weight.abs().sum(1)
@@ -60,6 +61,8 @@ def bound(layer: Int8Linear, x: Tensor) -> Tensor:
     bias = 0 if layer.bias is None else layer.bias.detach().double().abs()
     quantization = step * (0.5 + 256 * U) * kept
     arithmetic = (x.shape[1] + 8) * U * (size + largest * total + bias)
+    if dtype != torch.float32 and x.shape[0] <= DECODE_ROWS:
+        arithmetic += largest / (127 * 256) / 2 * total
     return quantization + arithmetic
 
 

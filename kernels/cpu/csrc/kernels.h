@@ -1,0 +1,97 @@
+// The interface between the operators (operators.cpp) and the kernels, which are compiled once for each instruction
+// set. Nothing here knows of PyTorch.
+#pragma once
+
+#include <cstdint>
+
+namespace llmint8 {
+
+enum class Dtype : int { fp32, bf16, fp16 };
+
+// The largest K whose sums of products stay in int32: a code of 0 to 255 times a weight of -127 to 127.
+constexpr int64_t MAX_K = 1 << 16;
+// Rows of codes are padded to a multiple of this many bytes, so that a kernel may read whole vectors.
+constexpr int64_t ALIGNMENT = 64;
+
+struct Matrix {
+  const void* data;
+  Dtype dtype;
+  int64_t row_stride;  // in elements; the elements of a row are adjacent
+};
+
+struct Weight {
+  const int8_t* codes;  // [N, K]
+  int64_t row_stride;
+  const float* scale;  // [N]
+  const void* bias;    // [N] or null
+  Dtype bias_dtype;
+  int64_t n, k;
+};
+
+struct Output {
+  void* data;  // [M, N], rows adjacent
+  Dtype dtype;
+};
+
+// In decode an element of x is three digits of base 256, or two if 16 bits are enough for every row.
+constexpr int DIGITS = 3, COARSE_DIGITS = 2, DIGIT_BITS = 8;
+
+// A row as codes: x is about scale * (code - zero).
+struct RowScale {
+  float scale;
+  int32_t zero;
+};
+
+// Few rows, written as fixed point: x is about scale * sum_d base^d digit_d.
+struct Decode {
+  const void* digits;  // [D, M, code_stride(K)], the highest digit first
+  const float* scale;  // [M]
+  int count;           // D, DIGITS or COARSE_DIGITS
+  int64_t m;
+  Weight weight;
+  Output y;
+};
+
+struct Prefill {
+  const void* codes;  // [M, code_stride(K)]
+  const RowScale* rows;
+  int64_t m;
+  const int64_t* outlier_columns;  // [O], ascending
+  const float* outliers;           // x in those columns, [M, O]
+  int64_t outlier_count;
+  Weight weight;
+  Output y;
+};
+
+// The kernels of one instruction set. Each works on its own rows of the output and writes nothing else, so tasks run
+// in any order on any threads; integer sums make the results independent of both.
+struct Kernels {
+  const char* name;
+  int code_bytes;  // bytes of a code
+  int panel;       // output features a GEMM task takes at least
+  // Widens k elements to fp32.
+  void (*load)(const void* x, Dtype dtype, int64_t k, float* out);
+  // scores[k] = max(scores[k], |row[k]|), relative to the row's root mean square if asked. NaN and Inf do not count.
+  void (*score)(const float* row, int64_t k, bool relative, float* scores);
+  // Quantizes a row (its outliers are zero already) and pads it.
+  RowScale (*quantize)(const float* row, int64_t k, bool symmetric, void* codes);
+  // Writes a row as fixed point, its digits `plane` codes apart, and returns its scale. It has 24 bits if *fine says so,
+  // or else 16, unless it is spiky: then *fine is set.
+  float (*digitize)(const float* row, int64_t k, int64_t plane, void* digits, bool* fine);
+  // Output features [n0, n1) of all rows, for few rows.
+  void (*decode)(const Decode& problem, int64_t n0, int64_t n1);
+  // Output features [n0, n1) of rows [m0, m1).
+  void (*prefill)(const Prefill& problem, int64_t m0, int64_t m1, int64_t n0, int64_t n1);
+  // Quantizes one row of a weight; returns its scale.
+  float (*quantize_weight)(const float* row, int64_t k, int8_t* codes);
+};
+
+// The instruction sets compiled in that this processor has, best first; the last one is always there.
+// Ends with a null pointer.
+const Kernels* const* available_kernels();
+
+// Codes from one row to the next: whole vectors, and an odd number of them, so that rows do not compete for the same
+// places of a cache.
+constexpr int64_t code_stride(int64_t k) { return ((k + ALIGNMENT - 1) / ALIGNMENT | 1) * ALIGNMENT; }
+
+}  // namespace llmint8

@@ -1,0 +1,111 @@
+"""Loads the native kernels: those that came with the package, or those compiled once per user.
+
+`LLMINT8_NATIVE=0` leaves them out. `LLMINT8_CPU_ISA` chooses an instruction set by name, for tests and comparisons.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from llmint8.cache import cache_folder
+from llmint8.kernels.cpu import build
+
+PREBUILT = Path(__file__).parent / "prebuilt"
+
+_lock = threading.Lock()
+_loaded: bool | None = None
+
+
+def load() -> bool:
+    """Makes the native kernels the ones that run on a CPU, compiling them if this user has not done so before.
+
+    Returns:
+        Whether they run. If not, a warning has said why, once.
+    """
+    global _loaded
+    if _loaded is None:
+        with _lock:
+            if _loaded is None:
+                _loaded = _load()
+    return _loaded
+
+
+def instruction_sets() -> list[str]:
+    """Returns the names of the instruction sets that this processor has kernels for, best first."""
+    return torch.ops.llmint8_cpu.instruction_sets() if load() else []
+
+
+def use_instruction_set(name: str) -> None:
+    """Runs the kernels of an instruction set from now on, in the whole process.
+
+    Raises:
+        ValueError: This processor does not have it, or there are no kernels for it.
+    """
+    torch.ops.llmint8_cpu.use_instruction_set(name)
+
+
+def library_path() -> Path:
+    """Returns the file that the kernels are loaded from, which may still have to be compiled."""
+    name = build.library_name()
+    return PREBUILT / name if (PREBUILT / name).is_file() else cache_folder() / "kernels" / name
+
+
+def _load() -> bool:
+    if os.environ.get("LLMINT8_NATIVE") == "0":
+        return False
+    try:
+        path = library_path()
+        if not path.is_file():
+            _build_once(path)
+        torch.ops.load_library(path)
+    except (build.BuildError, OSError) as error:
+        warnings.warn(
+            f"llmint8 runs on PyTorch's operators, several times slower than its own kernels: {error}. "
+            "LLMINT8_NATIVE=0 says that this is meant",
+            stacklevel=2,
+        )
+        return False
+    if isa := os.environ.get("LLMINT8_CPU_ISA"):
+        use_instruction_set(isa)
+    return True
+
+
+def _build_once(path: Path) -> None:
+    """Compiles unless it failed before; of several processes one does, the others wait for it."""
+    failure = path.with_suffix(".failed")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _file_lock(path.with_suffix(".lock")):
+        if path.is_file():
+            return
+        if failure.is_file():
+            raise build.BuildError(f"compiling them failed before; see {failure}, and delete it to try again")
+        build.find_compiler()
+        try:
+            build.build(path, _report)
+        except build.BuildError as error:
+            failure.write_text(f"{time.ctime()}\n{error}\n", encoding="utf-8")
+            raise
+
+
+def _report(line: str) -> None:
+    print(f"llmint8: compiling the CPU kernels, once for this torch: {line}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
+    """Holds a lock that ends with the process, however it ends."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # a platform that has no native kernels either
+        yield
+        return
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
