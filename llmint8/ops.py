@@ -23,6 +23,9 @@ _INT8_LINEAR = (
     "float threshold, int budget, bool relative, bool symmetric) -> Tensor"
 )
 _library.define(f"int8_linear{_INT8_LINEAR}", tags=(torch.Tag.pt2_compliant_tag,))
+_ATTENTION = "(Tensor query, Tensor key, Tensor value, float scale, bool causal) -> Tensor"
+_library.define(f"attention{_ATTENTION}", tags=(torch.Tag.pt2_compliant_tag,))
+_library.define(f"attention_reference{_ATTENTION}", tags=(torch.Tag.pt2_compliant_tag,))
 # For a backend, to hand over what it does not take.
 _library.define(f"int8_linear_reference{_INT8_LINEAR}", tags=(torch.Tag.pt2_compliant_tag,))
 _library.define(
@@ -94,6 +97,22 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
         raise TypeError(f"only a floating-point weight can be quantized, got {weight.dtype}")
     check_finite(weight)
     return torch.ops.llmint8.quantize_weight(weight)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool = False) -> Tensor:
+    """Returns `softmax(scale * query . key) . value`, for inference: it has no gradient.
+
+    Args:
+        query: fp16, bf16 or fp32 [batch, heads, M, depth].
+        key: [batch, key_heads, S, depth], dtype of `query`; each key head serves heads / key_heads heads in a row.
+        value: As `key`.
+        scale: Of the scores.
+        causal: Row m sees keys 0 to m.
+
+    Returns:
+        [batch, M, heads, depth], dtype of `query`; sums and softmax are fp32.
+    """
+    return torch.ops.llmint8.attention(query, key, value, scale, causal)
 
 
 def check_finite(weight: Tensor, name: str = "the weight") -> None:
@@ -234,6 +253,30 @@ _library.impl("dequantize_weight", _dequantize_weight, "CompositeExplicitAutogra
 @torch.library.register_fake("llmint8::dequantize_weight", lib=_library)
 def _(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(weight, dtype=dtype)
+
+
+def _attention_reference(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
+    y = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    return y.transpose(1, 2).contiguous()
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
+    if query.is_cpu and native.load():
+        return torch.ops.llmint8.attention(query, key, value, scale, causal)
+    return _attention_reference(query, key, value, scale, causal)
+
+
+_library.impl("attention", _attention, "CompositeExplicitAutograd")
+_library.impl("attention_reference", _attention_reference, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("llmint8::attention_reference", lib=_library)
+@torch.library.register_fake("llmint8::attention", lib=_library)
+def _(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
+    batch, heads, queries, depth = query.shape
+    return query.new_empty((batch, queries, heads, depth))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

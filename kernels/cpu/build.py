@@ -21,6 +21,8 @@ SOURCES = Path(__file__).parent / "csrc"
 # Rounding is the same everywhere, so results do not depend on the instruction set.
 KERNEL_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 FLAGS = ["-std=c++20", "-fPIC", "-DNDEBUG", "-w"]
+# PyTorch's threads are OpenMP's; Apple's compiler does not have it, and there one thread does the work.
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 _COMMON = {"instruction_sets.cpp": [], "portable.cpp": KERNEL_FLAGS}
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 _AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mprefer-vector-width=512"]
@@ -49,7 +51,7 @@ def architecture() -> str:
 def library_name() -> str:
     """Returns the name of the library file, which is another one for other sources, flags, torch or processors."""
     key = hashlib.sha256()
-    for part in (sys.platform, architecture(), torch.__version__, *FLAGS, repr(KERNELS.get(architecture(), _COMMON))):
+    for part in (sys.platform, architecture(), torch.__version__, *FLAGS, *OPENMP, repr(KERNELS.get(architecture(), _COMMON))):
         key.update(part.encode())
     for file in sorted(SOURCES.iterdir()):
         key.update(file.name.encode() + file.read_bytes())
@@ -85,7 +87,7 @@ def build(target: Path, report: Callable[[str], None] = lambda _: None) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        files = {"operators.cpp": ["-O2", *_torch_includes()], **KERNELS.get(architecture(), _COMMON)}
+        files = {"operators.cpp": ["-O2", *OPENMP, *_torch_includes()], **KERNELS.get(architecture(), _COMMON)}
         commands = {
             file: [compiler, *FLAGS, *flags, "-c", str(SOURCES / file), "-o", str(Path(folder, file).with_suffix(".o"))]
             for file, flags in files.items()
@@ -94,7 +96,7 @@ def build(target: Path, report: Callable[[str], None] = lambda _: None) -> None:
         objects = [str(Path(folder, file).with_suffix(".o")) for file in files]
         library = Path(folder, target.name)
         torch_lib = Path(torch.__file__).parent / "lib"
-        link = [compiler, "-shared", *objects, "-o", str(library), f"-L{torch_lib}", "-ltorch_cpu", "-lc10"]
+        link = [compiler, "-shared", *OPENMP, *objects, "-o", str(library), f"-L{torch_lib}", "-ltorch_cpu", "-lc10"]
         _run({"linking": link}, lambda _: None)
         os.replace(library, target)
     report(f"compiled in {time.monotonic() - start:.0f} s")

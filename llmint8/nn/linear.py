@@ -131,15 +131,27 @@ class Int8Linear(nn.Linear):
             [..., out_features], dtype of the input.
         """
         device_type = input.device.type
-        autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
-        autocast = autocast and input.dtype in ops.INPUT_DTYPES  # others are refused as they are
-        config = self.int8_config
+        if device_type != "meta" and torch.is_autocast_enabled(device_type) and input.dtype in ops.INPUT_DTYPES:
+            input = input.to(torch.get_autocast_dtype(device_type))
+        tensors = self._parameters  # attributes of a module are slow to find, and this is called for every token
         return ops.int8_linear(
-            input.to(torch.get_autocast_dtype(device_type)) if autocast else input,
-            self.weight,
-            self.weight_scale,
-            self.bias,
-            self.outlier_columns,
+            input,
+            tensors["weight"],
+            tensors["weight_scale"],
+            tensors["bias"],
+            tensors["outlier_columns"],
+            *self._settings,
+        )
+
+    @property
+    def int8_config(self) -> Int8Config:
+        """The runtime settings."""
+        return self._int8_config
+
+    @int8_config.setter
+    def int8_config(self, config: Int8Config) -> None:
+        self._int8_config = config
+        self._settings = (
             config.mode or "budget",
             config.threshold or 0.0,
             config.budget or 0,

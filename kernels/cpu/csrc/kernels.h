@@ -63,6 +63,22 @@ struct Prefill {
   Output y;
 };
 
+// Heads of queries, keys or values, [batch, heads, rows, depth], strides in elements, the elements of a row adjacent.
+struct Heads {
+  const void* data;
+  int64_t batch_stride, head_stride, row_stride;
+};
+
+// Every key head serves heads / key_heads heads of queries, one after the other.
+struct Attention {
+  Heads q, k, v;
+  Dtype dtype;
+  int64_t batch, heads, key_heads, queries, keys, depth;
+  float scale;
+  bool causal;  // query i sees keys 0 to i
+  void* y;      // [batch, queries, heads, depth]
+};
+
 // The kernels of one instruction set. Each works on its own rows of the output and writes nothing else, so tasks run
 // in any order on any threads; integer sums make the results independent of both.
 struct Kernels {
@@ -84,6 +100,13 @@ struct Kernels {
   void (*prefill)(const Prefill& problem, int64_t m0, int64_t m1, int64_t n0, int64_t n1);
   // Quantizes one row of a weight; returns its scale.
   float (*quantize_weight)(const float* row, int64_t k, int8_t* codes);
+  // Floats that attention of many queries needs, filled for one key head, and used for queries [q0, q1) of it.
+  int64_t (*attention_workspace)(const Attention& problem);
+  void (*attention_pack)(const Attention& problem, int64_t b, int64_t key_head, float* workspace);
+  void (*attention_prefill)(const Attention& problem, int64_t b, int64_t key_head, int64_t q0, int64_t q1,
+                            const float* workspace);
+  // Few queries of one key head.
+  void (*attention_decode)(const Attention& problem, int64_t b, int64_t key_head);
 };
 
 // The instruction sets compiled in that this processor has, best first; the last one is always there.

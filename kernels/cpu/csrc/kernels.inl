@@ -478,6 +478,11 @@ void decode_task(const Decode& p, int64_t n0, int64_t n1) {
   }
 }
 
+#include "attention.inl"
+
 extern const Kernels KERNELS;
-const Kernels KERNELS = {Isa::NAME,    sizeof(Code), PANEL,       load_row,     score_row,
-                         quantize_row, digitize_row, decode_task, prefill_task, quantize_weight_row};
+const Kernels KERNELS = {
+    Isa::NAME,    sizeof(Code), PANEL,        load_row,            score_row,           quantize_row,
+    digitize_row, decode_task,  prefill_task, quantize_weight_row, attention_workspace, attention_pack,
+    attention_prefill, attention_decode,
+};

@@ -263,6 +263,52 @@ std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight) {
   return {codes, scale};
 }
 
+// Whether the kernels below are for this attention.
+bool takes(const Tensor& q, const Tensor& k, const Tensor& v, bool causal) {
+  if (!dtype_of(q) || k.scalar_type() != q.scalar_type() || v.scalar_type() != q.scalar_type()) return false;
+  if (q.dim() != 4 || k.dim() != 4 || v.sizes() != k.sizes() || q.numel() == 0 || k.numel() == 0) return false;
+  if (k.size(0) != q.size(0) || k.size(3) != q.size(3) || q.size(1) % k.size(1) != 0) return false;
+  if (q.stride(3) != 1 || k.stride(3) != 1 || v.stride(3) != 1) return false;
+  return !causal || q.size(2) == k.size(2);
+}
+
+Heads heads_of(const Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
+
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale, bool causal) {
+  if (!takes(q, k, v, causal)) {
+    static const auto reference = find("llmint8::attention_reference")
+                                      .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, double, bool)>();
+    return reference.call(q, k, v, scale, causal);
+  }
+  constexpr int64_t FEW_QUERIES = 4, QUERIES = 64;  // of a decode; of a task
+  const int64_t batch = q.size(0), heads = q.size(1), key_heads = k.size(1), queries = q.size(2), depth = q.size(3);
+  Tensor y = at::empty({batch, queries, heads, depth}, q.options());
+  const Attention problem{heads_of(q), heads_of(k), heads_of(v), *dtype_of(q), batch,
+                          heads,       key_heads,   queries,     k.size(2),    depth,
+                          static_cast<float>(scale), causal, y.mutable_data_ptr()};
+  if (queries <= FEW_QUERIES && !(causal && queries > 1)) {
+    const int64_t bytes = 2 * k.numel() * k.element_size();
+    parallel(batch * key_heads, useful_threads(bytes), [&](int64_t task, int) {
+      kernels->attention_decode(problem, task / key_heads, task % key_heads);
+    });
+    return y;
+  }
+  const int threads = at::get_num_threads();
+  const Tensor workspace = at::empty({kernels->attention_workspace(problem)}, at::kFloat);
+  float* packed = workspace.data_ptr<float>();
+  parallel(batch * key_heads, threads, [&](int64_t task, int) {
+    kernels->attention_pack(problem, task / key_heads, task % key_heads, packed);
+  });
+  const int64_t blocks = (queries + QUERIES - 1) / QUERIES;
+  parallel(batch * key_heads * blocks, threads, [&](int64_t task, int) {
+    const int64_t head = task % (batch * key_heads);
+    const int64_t q0 = (blocks - 1 - task / (batch * key_heads)) * QUERIES;  // the longest first
+    kernels->attention_prefill(problem, head / key_heads, head % key_heads, q0, std::min(queries, q0 + QUERIES),
+                               packed);
+  });
+  return y;
+}
+
 // ---- gradients ----
 
 const auto& int8_linear_operator() {
@@ -339,6 +385,7 @@ TORCH_LIBRARY(llmint8_cpu, library) {
 TORCH_LIBRARY_IMPL(llmint8, CPU, library) {
   library.impl("int8_linear", int8_linear);
   library.impl("quantize_weight", quantize_weight);
+  library.impl("attention", attention);
 }
 
 TORCH_LIBRARY_IMPL(llmint8, AutogradCPU, library) { library.impl("int8_linear", int8_linear_autograd); }

@@ -19,10 +19,11 @@ def register() -> None:
 
 
 def _register_now() -> None:
-    from transformers.modeling_utils import PreTrainedModel
+    from transformers.modeling_utils import AttentionInterface, PreTrainedModel
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
     from llmint8.config import Int8Config
+    from llmint8.integrations.transformers.attention import faster
     from llmint8.integrations.transformers.heads import layers_kept_in_16_bit
     from llmint8.integrations.transformers.quantizer import Int8HfQuantizer, detach
     from llmint8.integrations.transformers.saving import make_saving_atomic
@@ -34,6 +35,7 @@ def _register_now() -> None:
         default_skips.append(layers_kept_in_16_bit)
         after_dequantize.append(detach)
         make_saving_atomic(PreTrainedModel)
+        AttentionInterface.register("sdpa", faster(AttentionInterface()["sdpa"]))
 
 
 class _AfterImport(MetaPathFinder):

@@ -1,0 +1,66 @@
+"""Attention of int8 models on a CPU.
+
+PyTorch's own needs longer for one query in 16 bit than all int8 layers of a small model together, and three times as
+long as in fp32. So where transformers asks for SDPA, modules with int8 projections get our kernel if it can do what
+they ask for. Other models, other implementations of attention and gradients are as before.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmint8 import ops
+from llmint8.nn import Int8Linear
+
+Attention = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+def faster(attention: Attention) -> Attention:
+    """Wraps transformers' SDPA attention.
+
+    Args:
+        attention: `sdpa_attention_forward`, or what stands in its place.
+    """
+
+    def sdpa_or_native(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        is_causal: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        plain = attention_mask is None and not dropout and query.device.type == "cpu"
+        if not (plain and is_ours(module)) or needs_more(query, key, value, kwargs):
+            return attention(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
+        causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+        queries = query.shape[2]
+        if queries == 1:
+            causal = False
+        elif causal and key.shape[2] > queries:  # a static cache that is not full yet
+            key, value = key[:, :, :queries], value[:, :, :queries]
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return ops.attention(query, key, value, scale, bool(causal)), None
+
+    return sdpa_or_native
+
+
+def is_ours(module: nn.Module) -> bool:
+    """Whether a module has an int8 projection."""
+    return any(isinstance(child, Int8Linear) for child in module._modules.values())
+
+
+def needs_more(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> bool:
+    """Whether something is asked for that `ops.attention` does not do."""
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return True
+    if options.get("position_bias") is not None or options.get("cache") is not None:
+        return True
+    if options.get("softcap") is not None or options.get("output_attentions"):
+        return True
+    return query.dim() != 4 or key.shape != value.shape or torch.jit.is_tracing()
