@@ -26,6 +26,9 @@ _library.define(f"int8_linear{_INT8_LINEAR}", tags=(torch.Tag.pt2_compliant_tag,
 _ATTENTION = "(Tensor query, Tensor key, Tensor value, float scale, bool causal) -> Tensor"
 _library.define(f"attention{_ATTENTION}", tags=(torch.Tag.pt2_compliant_tag,))
 _library.define(f"attention_reference{_ATTENTION}", tags=(torch.Tag.pt2_compliant_tag,))
+_FLOAT_LINEAR = "(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
+_library.define(f"float_linear{_FLOAT_LINEAR}", tags=(torch.Tag.pt2_compliant_tag,))
+_library.define(f"float_linear_reference{_FLOAT_LINEAR}", tags=(torch.Tag.pt2_compliant_tag,))
 # For a backend, to hand over what it does not take.
 _library.define(f"int8_linear_reference{_INT8_LINEAR}", tags=(torch.Tag.pt2_compliant_tag,))
 _library.define(
@@ -113,6 +116,20 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: b
         [batch, M, heads, depth], dtype of `query`; sums and softmax are fp32.
     """
     return torch.ops.llmint8.attention(query, key, value, scale, causal)
+
+
+def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Applies a float weight, as `torch.nn.functional.linear` does, for inference: it has no gradient.
+
+    Args:
+        x: Floating point [..., K].
+        weight: [N, K], dtype of `x`.
+        bias: [N] or None, dtype of `x`.
+
+    Returns:
+        [..., N], dtype of `x`.
+    """
+    return torch.ops.llmint8.float_linear(x, weight, bias)
 
 
 def check_finite(weight: Tensor, name: str = "the weight") -> None:
@@ -277,6 +294,26 @@ _library.impl("attention_reference", _attention_reference, "CompositeExplicitAut
 def _(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
     batch, heads, queries, depth = query.shape
     return query.new_empty((batch, queries, heads, depth))
+
+
+def _float_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def _float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if x.is_cpu and native.load():
+        return torch.ops.llmint8.float_linear(x, weight, bias)
+    return _float_linear_reference(x, weight, bias)
+
+
+_library.impl("float_linear", _float_linear, "CompositeExplicitAutograd")
+_library.impl("float_linear_reference", _float_linear_reference, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("llmint8::float_linear_reference", lib=_library)
+@torch.library.register_fake("llmint8::float_linear", lib=_library)
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

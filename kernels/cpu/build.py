@@ -87,7 +87,8 @@ def build(target: Path, report: Callable[[str], None] = lambda _: None) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        files = {"operators.cpp": ["-O2", *OPENMP, *_torch_includes()], **KERNELS.get(architecture(), _COMMON)}
+        torch_flags = ["-O2", *OPENMP, *_torch_includes()]
+        files = {"operators.cpp": torch_flags, "arena.cpp": torch_flags, **KERNELS.get(architecture(), _COMMON)}
         commands = {
             file: [compiler, *FLAGS, *flags, "-c", str(SOURCES / file), "-o", str(Path(folder, file).with_suffix(".o"))]
             for file, flags in files.items()

@@ -79,6 +79,16 @@ struct Attention {
   void* y;      // [batch, queries, heads, depth]
 };
 
+// A float weight, bf16 or fp32, that is read once, for one row.
+struct FloatLinear {
+  const float* x;      // [K]
+  const void* weight;  // [N, K]
+  const void* bias;    // [N] or null
+  Dtype dtype;         // of the weight, the bias and y
+  int64_t n, k;
+  void* y;  // [N]
+};
+
 // The kernels of one instruction set. Each works on its own rows of the output and writes nothing else, so tasks run
 // in any order on any threads; integer sums make the results independent of both.
 struct Kernels {
@@ -100,6 +110,8 @@ struct Kernels {
   void (*prefill)(const Prefill& problem, int64_t m0, int64_t m1, int64_t n0, int64_t n1);
   // Quantizes one row of a weight; returns its scale.
   float (*quantize_weight)(const float* row, int64_t k, int8_t* codes);
+  // Output features [n0, n1) of a float layer.
+  void (*float_linear)(const FloatLinear& problem, int64_t n0, int64_t n1);
   // Floats that attention of many queries needs, filled for one key head, and used for queries [q0, q1) of it.
   int64_t (*attention_workspace)(const Attention& problem);
   void (*attention_pack)(const Attention& problem, int64_t b, int64_t key_head, float* workspace);

@@ -448,11 +448,10 @@ bool meets_in_place(int64_t codes, int64_t k) {
 template <int COUNT>
 void multiply_in_place(const Code* codes, int64_t stride, const int8_t* w, int64_t row_stride, int features, int64_t k,
                        int32_t* sums, int32_t* column_sums) {
-  // Rows of the weight that are asked for early: at the end of a page the processor looks no further ahead.
-  const int64_t ahead = row_stride * (k < 2048 ? 2048 / k : 1);
+  constexpr int64_t AHEAD = 8 << 10;  // bytes to ask for early: at the end of a page the processor looks no further
   for (int j = 0; j < features; ++j) {
     int32_t totals[COUNT + 1];
-    Isa::dot<COUNT>(codes, stride, w + j * row_stride, k, ahead, totals);
+    Isa::dot<COUNT>(codes, stride, w + j * row_stride, k, AHEAD, totals);
     for (int i = 0; i < COUNT; ++i) sums[i * PANEL + j] = totals[i];
     column_sums[j] = totals[COUNT];
   }
@@ -479,10 +478,11 @@ void decode_task(const Decode& p, int64_t n0, int64_t n1) {
 }
 
 #include "attention.inl"
+#include "float_linear.inl"
 
 extern const Kernels KERNELS;
 const Kernels KERNELS = {
-    Isa::NAME,    sizeof(Code), PANEL,        load_row,            score_row,           quantize_row,
-    digitize_row, decode_task,  prefill_task, quantize_weight_row, attention_workspace, attention_pack,
-    attention_prefill, attention_decode,
+    Isa::NAME,    sizeof(Code),        PANEL,        load_row,            score_row,      quantize_row,
+    digitize_row, decode_task,         prefill_task, quantize_weight_row, float_linear,   attention_workspace,
+    attention_pack, attention_prefill, attention_decode,
 };

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "arena.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -124,7 +125,7 @@ void decode(const Rows& x, const Weight& weight, const Output& y) {
   const Decode problem{digits.data_ptr(), scale.data(), all_coarse ? COARSE_DIGITS : DIGITS, x.m, weight, y};
   const int64_t panel = kernels->panel;
   const int64_t step = std::max<int64_t>(panel, TASK_BYTES / x.k / panel * panel);
-  parallel((weight.n + step - 1) / step, useful_threads(weight.n * weight.k), [&](int64_t task, int) {
+  parallel((weight.n + step - 1) / step, threads_to_read(weight.n * weight.k), [&](int64_t task, int) {
     kernels->decode(problem, task * step, std::min(weight.n, (task + 1) * step));
   });
 }
@@ -158,7 +159,7 @@ void prefill(const Rows& x, const Weight& weight, const Output& y, const Optiona
     const int64_t panels = (weight.n + panel - 1) / panel;
     // Enough tasks for the last ones to end together.
     int64_t task_rows = std::min(m, TASK_ROWS);
-    while (task_rows > 64 && panels * ((m + task_rows - 1) / task_rows) < 4 * threads) task_rows /= 2;
+    while (task_rows > 128 && panels * ((m + task_rows - 1) / task_rows) < 8 * threads) task_rows /= 2;
     const int64_t blocks = (m + task_rows - 1) / task_rows;
     parallel(blocks * panels, threads, [&](int64_t task, int) {
       const int64_t m0 = task / panels * task_rows, n0 = task % panels * panel;
@@ -237,6 +238,34 @@ Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& weight_s
   return y;
 }
 
+Tensor float_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  const auto same = [&](const Tensor& other) {
+    return other.scalar_type() == x.scalar_type() && other.is_cpu() && other.is_contiguous();
+  };
+  const bool streams = x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat;
+  if (!streams || x.dim() == 0 || weight.dim() != 2 || weight.numel() == 0 || x.numel() != weight.size(1) ||
+      x.size(-1) != weight.size(1) || !same(weight) ||
+      (bias && (bias->dim() != 1 || bias->size(0) != weight.size(0) || !same(*bias)))) {
+    static const auto reference = find("llmint8::float_linear_reference")
+                                      .typed<Tensor(const Tensor&, const Tensor&, const OptionalTensor&)>();
+    return reference.call(x, weight, bias);
+  }
+  const int64_t n = weight.size(0), k = weight.size(1), row_bytes = k * static_cast<int64_t>(x.element_size());
+  const Tensor input = x.contiguous();
+  c10::SmallVector<int64_t, 6> shape(x.sizes().begin(), x.sizes().end());
+  shape.back() = n;
+  Tensor y = at::empty(shape, x.options());
+  std::vector<float> row(k);
+  kernels->load(input.const_data_ptr(), *dtype_of(x), k, row.data());
+  const FloatLinear problem{row.data(), weight.const_data_ptr(), bias ? bias->const_data_ptr() : nullptr,
+                            *dtype_of(x), n, k, y.mutable_data_ptr()};
+  const int64_t step = std::max<int64_t>(16, TASK_BYTES / row_bytes / 16 * 16);
+  parallel((n + step - 1) / step, threads_to_read(n * row_bytes), [&](int64_t task, int) {
+    kernels->float_linear(problem, task * step, std::min(n, (task + 1) * step));
+  });
+  return y;
+}
+
 std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight) {
   if (weight.dim() != 2 || !dtype_of(weight) || weight.numel() == 0) {
     static const auto reference =
@@ -245,12 +274,12 @@ std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight) {
   }
   const Tensor w = weight.contiguous();
   const int64_t n = w.size(0), k = w.size(1), row_bytes = k * w.element_size();
-  const Tensor codes = at::empty({n, k}, w.options().dtype(at::kChar));
+  const Tensor codes = empty_weight(n, k);
   const Tensor scale = at::empty({n, 1}, w.options().dtype(at::kFloat));
   const char* data = static_cast<const char*>(w.const_data_ptr());
   int8_t* out = codes.data_ptr<int8_t>();
   float* scales = scale.data_ptr<float>();
-  const int threads = useful_threads(n * row_bytes);
+  const int threads = threads_to_read(n * row_bytes);
   const int64_t step = std::max<int64_t>(1, TASK_BYTES / row_bytes);
   std::vector<float> rows(threads * k);
   parallel((n + step - 1) / step, threads, [&](int64_t task, int thread) {
@@ -288,7 +317,7 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale
                           static_cast<float>(scale), causal, y.mutable_data_ptr()};
   if (queries <= FEW_QUERIES && !(causal && queries > 1)) {
     const int64_t bytes = 2 * k.numel() * k.element_size();
-    parallel(batch * key_heads, useful_threads(bytes), [&](int64_t task, int) {
+    parallel(batch * key_heads, threads_to_read(bytes), [&](int64_t task, int) {
       kernels->attention_decode(problem, task / key_heads, task % key_heads);
     });
     return y;
@@ -386,6 +415,7 @@ TORCH_LIBRARY_IMPL(llmint8, CPU, library) {
   library.impl("int8_linear", int8_linear);
   library.impl("quantize_weight", quantize_weight);
   library.impl("attention", attention);
+  library.impl("float_linear", float_linear);
 }
 
 TORCH_LIBRARY_IMPL(llmint8, AutogradCPU, library) { library.impl("int8_linear", int8_linear_autograd); }

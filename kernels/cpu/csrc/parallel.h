@@ -1,16 +1,48 @@
-// Work on several threads, without waiting for a thread that another program keeps from running.
+// Work on PyTorch's threads, and not on those that another program keeps from running.
 #pragma once
 
 #include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 
 namespace llmint8 {
 
-// Calls `run(task, thread)` for every task in [0, tasks), on at most `threads` threads of PyTorch's. Threads take tasks
-// one after the other as they come to them.
+// The end of a parallel region waits for every thread. On a busy machine one of them may not be running, and a region
+// of microseconds takes the milliseconds until it is its turn. So when a region waited in vain, short ones stay on the
+// calling thread for a while, and longer each time that it happens again.
+class Crowd {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  static bool noticed() { return Clock::now().time_since_epoch().count() < until().load(std::memory_order_relaxed); }
+
+  // `waited` is how long a region took beyond the calling thread's own work, `task` how long its last task took.
+  static void report(Clock::duration waited, Clock::duration task) {
+    using std::chrono::microseconds;
+    static std::atomic<int64_t> pause{SHORTEST};
+    if (waited < microseconds(200) + 2 * task) {
+      pause.store(SHORTEST, std::memory_order_relaxed);
+      return;
+    }
+    const int64_t length = pause.load(std::memory_order_relaxed);
+    pause.store(std::min(2 * length, LONGEST), std::memory_order_relaxed);
+    until().store((Clock::now() + microseconds(length)).time_since_epoch().count(), std::memory_order_relaxed);
+  }
+
+ private:
+  static constexpr int64_t SHORTEST = 10'000, LONGEST = 320'000;  // microseconds
+
+  static std::atomic<int64_t>& until() {
+    static std::atomic<int64_t> value{0};
+    return value;
+  }
+};
+
+// Calls `run(task, thread)` for every task in [0, tasks), on at most `threads` threads. They take tasks one after the
+// other as they come to them.
 template <typename Run>
 void parallel(int64_t tasks, int threads, const Run& run) {
   threads = static_cast<int>(std::min<int64_t>(tasks, threads));
@@ -18,19 +50,30 @@ void parallel(int64_t tasks, int threads, const Run& run) {
     for (int64_t task = 0; task < tasks; ++task) run(task, 0);
     return;
   }
+  const auto start = Crowd::Clock::now();
+  Crowd::Clock::duration work{0}, last{0};
   std::atomic<int64_t> next{0};
-  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-    (void)last;
+  at::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
+    const auto begin = Crowd::Clock::now();
+    auto latest = begin;
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-      run(task, static_cast<int>(first));
+      if (thread == 0) latest = Crowd::Clock::now();
+      run(task, static_cast<int>(thread));
+    }
+    if (thread == 0) {  // the calling one
+      const auto end = Crowd::Clock::now();
+      work = end - begin;
+      last = end - latest;
     }
   });
+  Crowd::report(Crowd::Clock::now() - start - work, last);
 }
 
-// How many threads pay for `bytes` of memory to read, with what it costs to start one.
-inline int useful_threads(int64_t bytes) {
+// How many threads are worth their start, and the wait for them, to read `bytes` of memory once.
+inline int threads_to_read(int64_t bytes) {
   constexpr int64_t BYTES = 64 << 10;
-  return static_cast<int>(std::min<int64_t>(at::get_num_threads(), 1 + bytes / BYTES));
+  if (bytes < 2 * BYTES || Crowd::noticed()) return 1;
+  return static_cast<int>(std::min<int64_t>(at::get_num_threads(), bytes / BYTES));
 }
 
 }  // namespace llmint8

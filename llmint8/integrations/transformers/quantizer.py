@@ -23,7 +23,7 @@ from llmint8.integrations.transformers.conversions import (
     ReadBitsandbytesScale,
     Unflatten,
 )
-from llmint8.nn import Int8Linear
+from llmint8.nn import FloatLinear, Int8Linear
 from llmint8.ops import INPUT_DTYPES
 from llmint8.quantize import dequantize_, int8_class, int8_layers, layers_to_quantize, matches, replace_module
 
@@ -146,6 +146,7 @@ class Int8HfQuantizer(HfQuantizer):
                     raise CheckpointError(f"{name}.{leaf} is missing in the checkpoint")
                 nn.init.zeros_(tensor)  # as transformers does for a float layer, with its warning
         self._quantize_tied_heads(model)
+        stream_head(model)
         self._tensors = {}
         attach(model, self)
 
@@ -218,7 +219,17 @@ def detach(model: nn.Module) -> None:
     """
     if isinstance(getattr(model, "hf_quantizer", None), Int8HfQuantizer):
         model._weight_conversions = without_ours(model)  # type: ignore[assignment]
+        for module in model.modules():
+            if type(module) is FloatLinear:
+                module.__class__ = nn.Linear
         model.hf_quantizer.remove_quantization_config(model)  # type: ignore[operator, union-attr]
+
+
+def stream_head(model: PreTrainedModel) -> None:
+    """Makes a head that was left in 16 bit fast for one token on a CPU; its weights and their names stay."""
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear:
+        head.__class__ = FloatLinear
 
 
 def untie_int8_heads(model: PreTrainedModel) -> None:
