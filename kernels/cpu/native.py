@@ -37,6 +37,11 @@ def load() -> bool:
     return _loaded
 
 
+def is_loaded() -> bool:
+    """Whether the native kernels run by now."""
+    return bool(_loaded)
+
+
 def instruction_sets() -> list[str]:
     """Returns the names of the instruction sets that this processor has kernels for, best first."""
     return torch.ops.llmint8_cpu.instruction_sets() if load() else []

@@ -9,7 +9,7 @@ struct Isa : X86With256Bits {
   static constexpr const char* NAME = "avx2";
   using Code = int16_t;
   using Packed = int16_t;
-  static constexpr int DEPTH = 2, BIAS = 0, DOT_CODES = 4;
+  static constexpr int DEPTH = 2, BIAS = 0, DOT_FEATURES = 2, DOT_CODES = 4, IN_PLACE_CODES = 4;
 
   using X86With256Bits::multiply_add;
   static Vector multiply_add(Vector sum, Vector codes, Vector weights) {
@@ -31,25 +31,34 @@ struct Isa : X86With256Bits {
     });
   }
 
-  // The products of one row of the weight with COUNT rows of codes, and its sum.
-  template <int COUNT>
-  static void dot(const Code* codes, int64_t stride, const int8_t* w, int64_t k, int64_t ahead, int32_t* totals) {
-    Vector sum[COUNT + 1];
+  // The products of FEATURES rows of the weight with COUNT rows of codes, totals[FEATURES, COUNT], and, if asked, after
+  // them the sums of the rows of the weight.
+  template <int FEATURES, int COUNT, bool COLUMN_SUMS>
+  static void dot(const Code* codes, int64_t stride, const int8_t* w, int64_t row_stride, int64_t k, int64_t ahead,
+                  int32_t* totals) {
+    constexpr int ALL = FEATURES * (COUNT + COLUMN_SUMS);
+    Vector sum[ALL];
     UNROLL
-    for (int i = 0; i <= COUNT; ++i) sum[i] = zero();
+    for (int i = 0; i < ALL; ++i) sum[i] = zero();
     for (int64_t j = 0; j < k; j += 32) {
-      _mm_prefetch(reinterpret_cast<const char*>(w + j + ahead), _MM_HINT_T0);
-      const Vector bytes = load_bytes(w + j, k - j);
-      const Vector low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes));
-      const Vector high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1));
-      sum[COUNT] = column_sums(column_sums(sum[COUNT], low), high);
       UNROLL
-      for (int i = 0; i < COUNT; ++i) {
-        const Code* x = codes + i * stride + j;
-        sum[i] = multiply_add(multiply_add(sum[i], load(x), low), load(x + 16), high);
+      for (int f = 0; f < FEATURES; ++f) {
+        const int8_t* row = w + f * row_stride + j;
+        if constexpr (COLUMN_SUMS) __builtin_prefetch(row + ahead);
+        const Vector bytes = load_bytes(row, k - j);
+        const Vector low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes));
+        const Vector high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1));
+        if constexpr (COLUMN_SUMS) {
+          sum[FEATURES * COUNT + f] = column_sums(column_sums(sum[FEATURES * COUNT + f], low), high);
+        }
+        UNROLL
+        for (int i = 0; i < COUNT; ++i) {
+          const Code* x = codes + i * stride + j;
+          sum[f * COUNT + i] = multiply_add(multiply_add(sum[f * COUNT + i], load(x), low), load(x + 16), high);
+        }
       }
     }
-    for (int i = 0; i <= COUNT; ++i) totals[i] = reduce(sum[i]);
+    for (int i = 0; i < ALL; ++i) totals[i] = reduce(sum[i]);
   }
 };
 

@@ -14,7 +14,7 @@ struct Isa {
   using Packed = int8_t;   // of the weight
   static constexpr int LANES = 16, DEPTH = 4, BIAS = 128;
   static constexpr int TILE_ROWS = 6, TILE_VECTORS = 4;  // 24 of 32 registers hold sums
-  static constexpr int DOT_CODES = 8;
+  static constexpr int DOT_FEATURES = 2, DOT_CODES = 8, IN_PLACE_CODES = 16;
 
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
   static Vector zero() { return _mm512_setzero_si512(); }
@@ -78,29 +78,49 @@ struct Isa {
     return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
   }
 
-  // The products of one row of the weight with COUNT rows of codes, and its sum.
-  template <int COUNT>
-  static void dot(const Code* codes, int64_t stride, const int8_t* w, int64_t k, int64_t ahead, int32_t* totals) {
-    Vector sum[COUNT + 4];
+  // The products of FEATURES rows of the weight with COUNT rows of codes, totals[FEATURES, COUNT], and, if asked, after
+  // them the sums of the rows of the weight.
+  template <int FEATURES, int COUNT, bool COLUMN_SUMS>
+  static void dot(const Code* codes, int64_t stride, const int8_t* w, int64_t row_stride, int64_t k, int64_t ahead,
+                  int32_t* totals) {
+    constexpr int ALL = FEATURES * (COUNT + COLUMN_SUMS);
+    Vector sum[ALL + 3];
     UNROLL
-    for (int i = 0; i < COUNT + 4; ++i) sum[i] = zero();
-    const auto step = [&](Vector weights, int64_t j) {
-      sum[COUNT] = column_sums(sum[COUNT], weights);
+    for (int i = 0; i < ALL + 3; ++i) sum[i] = zero();
+    const auto step = [&](const auto& weights_of, int64_t j) {
+      Vector weights[FEATURES];
       UNROLL
-      for (int i = 0; i < COUNT; ++i) sum[i] = multiply_add(sum[i], load(codes + i * stride + j), weights);
+      for (int f = 0; f < FEATURES; ++f) {
+        weights[f] = weights_of(f);
+        if constexpr (COLUMN_SUMS) sum[FEATURES * COUNT + f] = column_sums(sum[FEATURES * COUNT + f], weights[f]);
+      }
+      UNROLL
+      for (int i = 0; i < COUNT; ++i) {
+        const Vector x = load(codes + i * stride + j);
+        UNROLL
+        for (int f = 0; f < FEATURES; ++f) sum[f * COUNT + i] = multiply_add(sum[f * COUNT + i], x, weights[f]);
+      }
     };
     int64_t j = 0;
     for (; j + 64 <= k; j += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(w + j + ahead), _MM_HINT_T0);
-      step(load(w + j), j);
+      if constexpr (COLUMN_SUMS) {
+        UNROLL
+        for (int f = 0; f < FEATURES; ++f) {
+          _mm_prefetch(reinterpret_cast<const char*>(w + f * row_stride + j + ahead), _MM_HINT_T0);
+        }
+      }
+      step([&](int f) { return load(w + f * row_stride + j); }, j);
     }
-    if (j < k) step(_mm512_maskz_loadu_epi8((__mmask64(1) << (k - j)) - 1, w + j), j);
-    int32_t all[COUNT + 4];
+    if (j < k) {
+      const __mmask64 mask = (__mmask64(1) << (k - j)) - 1;
+      step([&](int f) { return _mm512_maskz_loadu_epi8(mask, w + f * row_stride + j); }, j);
+    }
+    int32_t all[ALL + 3];
     UNROLL
-    for (int i = 0; i <= COUNT; i += 4) {
+    for (int i = 0; i < ALL; i += 4) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(all + i), reduce(sum[i], sum[i + 1], sum[i + 2], sum[i + 3]));
     }
-    for (int i = 0; i <= COUNT; ++i) totals[i] = all[i];
+    for (int i = 0; i < ALL; ++i) totals[i] = all[i];
   }
 };
 

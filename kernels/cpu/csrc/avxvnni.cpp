@@ -9,7 +9,7 @@ struct Isa : X86With256Bits {
   static constexpr const char* NAME = "avxvnni";
   using Code = uint8_t;   // of x, in excess of BIAS
   using Packed = int8_t;  // of the weight
-  static constexpr int DEPTH = 4, BIAS = 128, DOT_CODES = 8;
+  static constexpr int DEPTH = 4, BIAS = 128, DOT_FEATURES = 2, DOT_CODES = 4, IN_PLACE_CODES = 4;
 
   using X86With256Bits::multiply_add;
   static Vector multiply_add(Vector sum, Vector codes, Vector weights) {
@@ -26,20 +26,32 @@ struct Isa : X86With256Bits {
     transpose(w, row_stride, rows, depth, [&](int i, Vector v) { store(out + i * stride, v); });
   }
 
-  // The products of one row of the weight with COUNT rows of codes, and its sum.
-  template <int COUNT>
-  static void dot(const Code* codes, int64_t stride, const int8_t* w, int64_t k, int64_t ahead, int32_t* totals) {
-    Vector sum[COUNT + 1];
+  // The products of FEATURES rows of the weight with COUNT rows of codes, totals[FEATURES, COUNT], and, if asked, after
+  // them the sums of the rows of the weight.
+  template <int FEATURES, int COUNT, bool COLUMN_SUMS>
+  static void dot(const Code* codes, int64_t stride, const int8_t* w, int64_t row_stride, int64_t k, int64_t ahead,
+                  int32_t* totals) {
+    constexpr int ALL = FEATURES * (COUNT + COLUMN_SUMS);
+    Vector sum[ALL];
     UNROLL
-    for (int i = 0; i <= COUNT; ++i) sum[i] = zero();
+    for (int i = 0; i < ALL; ++i) sum[i] = zero();
     for (int64_t j = 0; j < k; j += 32) {
-      _mm_prefetch(reinterpret_cast<const char*>(w + j + ahead), _MM_HINT_T0);
-      const Vector weights = load_bytes(w + j, k - j);
-      sum[COUNT] = column_sums(sum[COUNT], weights);
       UNROLL
-      for (int i = 0; i < COUNT; ++i) sum[i] = multiply_add(sum[i], load(codes + i * stride + j), weights);
+      for (int f = 0; f < FEATURES; ++f) {
+        const int8_t* row = w + f * row_stride + j;
+        if constexpr (COLUMN_SUMS) __builtin_prefetch(row + ahead);
+        const Vector weights = load_bytes(row, k - j);
+        if constexpr (COLUMN_SUMS) {
+          sum[FEATURES * COUNT + f] = column_sums(sum[FEATURES * COUNT + f], weights);
+        }
+        UNROLL
+        for (int i = 0; i < COUNT; ++i) {
+          const Code* x = codes + i * stride + j;
+          sum[f * COUNT + i] = multiply_add(sum[f * COUNT + i], load(x), weights);
+        }
+      }
     }
-    for (int i = 0; i <= COUNT; ++i) totals[i] = reduce(sum[i]);
+    for (int i = 0; i < ALL; ++i) totals[i] = reduce(sum[i]);
   }
 };
 

@@ -438,23 +438,49 @@ void finish_decode(const Decode& p, int64_t m, const int32_t* sums, int64_t digi
   store_row(y, features, p.y.dtype, p.y.data, m * w.n + n);
 }
 
-// Few rows of codes meet the weight where it lies, a row at a time, at the speed of memory; more of them, or more than
-// the first cache holds, are worth packing it.
-bool meets_in_place(int64_t codes, int64_t k) {
-  return codes <= DIGITS || (codes <= Isa::DOT_CODES && codes * k * int64_t(sizeof(Code)) <= 32 << 10);
+// As `multiply`, for few codes: they meet the weight where it lies. Its rows come from memory for the first codes, and
+// from the first cache for the others.
+template <int FEATURES, int COUNT>
+inline void meet(const Code* codes, int64_t stride, int64_t count, const int8_t* w, int64_t row_stride, int64_t k,
+                 int32_t* sums, int32_t* column_sums) {
+  constexpr int64_t AHEAD = 8 << 10;  // bytes to ask for early: at the end of a page the processor looks no further
+  for (int64_t c = 0; c < count; c += COUNT) {
+    with_count<COUNT>(count - c, [&]<int NOW>() {
+      int32_t totals[FEATURES * (NOW + 1)];
+      if (c == 0) {
+        Isa::template dot<FEATURES, NOW, true>(codes, stride, w, row_stride, k, AHEAD, totals);
+      } else {
+        Isa::template dot<FEATURES, NOW, false>(codes + c * stride, stride, w, row_stride, k, 0, totals);
+      }
+      for (int j = 0; j < FEATURES; ++j) {
+        for (int i = 0; i < NOW; ++i) sums[(c + i) * PANEL + j] = totals[j * NOW + i];
+        if (c == 0) column_sums[j] = totals[FEATURES * NOW + j];
+      }
+    });
+  }
 }
 
-// sums[codes, PANEL] and the column sums of w, as `multiply`.
-template <int COUNT>
-void multiply_in_place(const Code* codes, int64_t stride, const int8_t* w, int64_t row_stride, int features, int64_t k,
-                       int32_t* sums, int32_t* column_sums) {
-  constexpr int64_t AHEAD = 8 << 10;  // bytes to ask for early: at the end of a page the processor looks no further
-  for (int j = 0; j < features; ++j) {
-    int32_t totals[COUNT + 1];
-    Isa::dot<COUNT>(codes, stride, w + j * row_stride, k, AHEAD, totals);
-    for (int i = 0; i < COUNT; ++i) sums[i * PANEL + j] = totals[i];
-    column_sums[j] = totals[COUNT];
+void multiply_in_place(const Code* codes, int64_t stride, int64_t count, const int8_t* w, int64_t row_stride,
+                       int features, int64_t k, int32_t* sums, int32_t* column_sums) {
+  constexpr int ALONE = 4;  // up to so many codes, a single row of the weight at a time streams best
+  for (int j = 0; j < features;) {
+    const int8_t* row = w + j * row_stride;
+    if (count <= ALONE) {
+      meet<1, ALONE>(codes, stride, count, row, row_stride, k, sums + j, column_sums + j);
+      j += 1;
+    } else if (features - j < Isa::DOT_FEATURES) {
+      meet<1, Isa::DOT_CODES>(codes, stride, count, row, row_stride, k, sums + j, column_sums + j);
+      j += 1;
+    } else {
+      meet<Isa::DOT_FEATURES, Isa::DOT_CODES>(codes, stride, count, row, row_stride, k, sums + j, column_sums + j);
+      j += Isa::DOT_FEATURES;
+    }
   }
+}
+
+// Whether so many codes are better not met by a packed weight: those of one row, or what the first cache holds.
+bool in_place(int64_t codes, int64_t k) {
+  return codes <= DIGITS || (codes <= Isa::IN_PLACE_CODES && codes * k * int64_t(sizeof(Code)) <= 32 << 10);
 }
 
 void decode_task(const Decode& p, int64_t n0, int64_t n1) {
@@ -466,13 +492,8 @@ void decode_task(const Decode& p, int64_t n0, int64_t n1) {
     const int features = static_cast<int>(n1 - n < PANEL ? n1 - n : PANEL);
     const int8_t* rows = w.codes + n * w.row_stride;
     int32_t column_sums[PANEL];
-    if (meets_in_place(codes, w.k)) {
-      with_count<Isa::DOT_CODES>(codes, [&]<int COUNT>() {
-        multiply_in_place<COUNT>(digits, stride, rows, w.row_stride, features, w.k, sums, column_sums);
-      });
-    } else {
-      multiply(digits, stride, codes, rows, w.row_stride, features, w.k, sums, column_sums);
-    }
+    const auto product = in_place(codes, w.k) ? multiply_in_place : multiply;
+    product(digits, stride, codes, rows, w.row_stride, features, w.k, sums, column_sums);
     for (int64_t m = 0; m < p.m; ++m) finish_decode(p, m, sums + m * PANEL, p.m * PANEL, column_sums, n, features);
   }
 }

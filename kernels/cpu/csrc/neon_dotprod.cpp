@@ -12,7 +12,7 @@ struct Isa {
   using Floats = float32x4_t;
   using Code = int8_t;
   using Packed = int8_t;
-  static constexpr int LANES = 4, DEPTH = 4, BIAS = 0, DOT_CODES = 8;
+  static constexpr int LANES = 4, DEPTH = 4, BIAS = 0, DOT_FEATURES = 3, DOT_CODES = 8, IN_PLACE_CODES = 8;
   static constexpr int TILE_ROWS = 6, TILE_VECTORS = 4;  // 24 of 32 registers hold sums
 
   static void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
@@ -70,20 +70,32 @@ struct Isa {
     }
   }
 
-  // The products of one row of the weight with COUNT rows of codes, and its sum.
-  template <int COUNT>
-  static void dot(const Code* codes, int64_t stride, const int8_t* w, int64_t k, int64_t ahead, int32_t* totals) {
-    Vector sum[COUNT + 1];
+  // The products of FEATURES rows of the weight with COUNT rows of codes, totals[FEATURES, COUNT], and, if asked, after
+  // them the sums of the rows of the weight.
+  template <int FEATURES, int COUNT, bool COLUMN_SUMS>
+  static void dot(const Code* codes, int64_t stride, const int8_t* w, int64_t row_stride, int64_t k, int64_t ahead,
+                  int32_t* totals) {
+    constexpr int ALL = FEATURES * (COUNT + COLUMN_SUMS);
+    Vector sum[ALL];
     UNROLL
-    for (int i = 0; i <= COUNT; ++i) sum[i] = zero();
+    for (int i = 0; i < ALL; ++i) sum[i] = zero();
     for (int64_t j = 0; j < k; j += 16) {
-      __builtin_prefetch(w + j + ahead);
-      const Vector weights = vreinterpretq_s32_s8(load_bytes(w + j, k - j));
-      sum[COUNT] = column_sums(sum[COUNT], weights);
       UNROLL
-      for (int i = 0; i < COUNT; ++i) sum[i] = multiply_add(sum[i], load(codes + i * stride + j), weights);
+      for (int f = 0; f < FEATURES; ++f) {
+        const int8_t* row = w + f * row_stride + j;
+        if constexpr (COLUMN_SUMS) __builtin_prefetch(row + ahead);
+        const Vector weights = vreinterpretq_s32_s8(load_bytes(row, k - j));
+        if constexpr (COLUMN_SUMS) {
+          sum[FEATURES * COUNT + f] = column_sums(sum[FEATURES * COUNT + f], weights);
+        }
+        UNROLL
+        for (int i = 0; i < COUNT; ++i) {
+          const Code* x = codes + i * stride + j;
+          sum[f * COUNT + i] = multiply_add(sum[f * COUNT + i], load(x), weights);
+        }
+      }
     }
-    for (int i = 0; i <= COUNT; ++i) totals[i] = vaddvq_s32(sum[i]);
+    for (int i = 0; i < ALL; ++i) totals[i] = vaddvq_s32(sum[i]);
   }
 };
 

@@ -12,7 +12,8 @@ namespace llmint8 {
 
 // The end of a parallel region waits for every thread. On a busy machine one of them may not be running, and a region
 // of microseconds takes the milliseconds until it is its turn. So when a region waited in vain, short ones stay on the
-// calling thread for a while, and longer each time that it happens again.
+// calling thread for a while, and longer each time that it happens again. During a forward pass of a model (`enter` to
+// `leave`), so do those of PyTorch's own operators.
 class Crowd {
  public:
   using Clock = std::chrono::steady_clock;
@@ -30,10 +31,43 @@ class Crowd {
     const int64_t length = pause.load(std::memory_order_relaxed);
     pause.store(std::min(2 * length, LONGEST), std::memory_order_relaxed);
     until().store((Clock::now() + microseconds(length)).time_since_epoch().count(), std::memory_order_relaxed);
+    if (pass().threads > 0) use_threads(1);
+  }
+
+  // Passes may lie within each other. Those over many tokens compute more than they wait, and keep their threads.
+  static void enter(bool few_tokens) {
+    Pass& now = pass();
+    if (now.depth++ > 0 || !few_tokens) return;
+    now.threads = at::get_num_threads();
+    if (noticed()) use_threads(1);
+  }
+
+  static void leave() {
+    Pass& now = pass();
+    if (now.depth == 0 || --now.depth > 0 || now.threads == 0) return;
+    if (at::get_num_threads() != now.threads) use_threads(now.threads);
+    now.threads = 0;
   }
 
  private:
   static constexpr int64_t SHORTEST = 10'000, LONGEST = 320'000;  // microseconds
+
+  struct Pass {
+    int depth = 0, threads = 0;  // threads: to restore at the end, or 0
+  };
+
+  static Pass& pass() {
+    static thread_local Pass now;
+    return now;
+  }
+
+  static void use_threads(int threads) {  // of the calling thread; at::set_num_threads is for the whole process
+#if defined(_OPENMP)
+    omp_set_num_threads(threads);
+#else
+    (void)threads;
+#endif
+  }
 
   static std::atomic<int64_t>& until() {
     static std::atomic<int64_t> value{0};

@@ -10,7 +10,7 @@ struct Isa {
   typedef float Floats __attribute__((vector_size(16)));
   using Code = int16_t;
   using Packed = int32_t;
-  static constexpr int LANES = 4, DEPTH = 1, BIAS = 0, DOT_CODES = 4;
+  static constexpr int LANES = 4, DEPTH = 1, BIAS = 0, DOT_FEATURES = 1, DOT_CODES = 4, IN_PLACE_CODES = 4;
   static constexpr int TILE_ROWS = 4, TILE_VECTORS = 2;
 
   static void prefetch(const void*) {}
@@ -70,16 +70,24 @@ struct Isa {
     }
   }
 
-  // The products of one row of the weight with COUNT rows of codes, and its sum.
-  template <int COUNT>
-  static void dot(const Code* codes, int64_t stride, const int8_t* w, int64_t k, int64_t, int32_t* totals) {
-    for (int i = 0; i <= COUNT; ++i) totals[i] = 0;
-    for (int64_t j = 0; j < k; ++j) totals[COUNT] += w[j];
-    for (int i = 0; i < COUNT; ++i) {
-      const Code* x = codes + i * stride;
-      int32_t sum = 0;
-      for (int64_t j = 0; j < k; ++j) sum += int32_t(x[j]) * w[j];
-      totals[i] = sum;
+  // The products of FEATURES rows of the weight with COUNT rows of codes, totals[FEATURES, COUNT], and, if asked, after
+  // them the sums of the rows of the weight.
+  template <int FEATURES, int COUNT, bool COLUMN_SUMS>
+  static void dot(const Code* codes, int64_t stride, const int8_t* w, int64_t row_stride, int64_t k, int64_t,
+                  int32_t* totals) {
+    for (int f = 0; f < FEATURES; ++f) {
+      const int8_t* row = w + f * row_stride;
+      for (int i = 0; i < COUNT; ++i) {
+        const Code* x = codes + i * stride;
+        int32_t sum = 0;
+        for (int64_t j = 0; j < k; ++j) sum += int32_t(x[j]) * row[j];
+        totals[f * COUNT + i] = sum;
+      }
+      if constexpr (COLUMN_SUMS) {
+        int32_t sum = 0;
+        for (int64_t j = 0; j < k; ++j) sum += row[j];
+        totals[FEATURES * COUNT + f] = sum;
+      }
     }
   }
 };

@@ -23,6 +23,7 @@ from llmint8.integrations.transformers.conversions import (
     ReadBitsandbytesScale,
     Unflatten,
 )
+from llmint8.kernels.cpu import forward_pass
 from llmint8.nn import FloatLinear, Int8Linear
 from llmint8.ops import INPUT_DTYPES
 from llmint8.quantize import dequantize_, int8_class, int8_layers, layers_to_quantize, matches, replace_module
@@ -147,6 +148,7 @@ class Int8HfQuantizer(HfQuantizer):
                 nn.init.zeros_(tensor)  # as transformers does for a float layer, with its warning
         self._quantize_tied_heads(model)
         stream_head(model)
+        forward_pass.watch(model)
         self._tensors = {}
         attach(model, self)
 
