@@ -43,7 +43,8 @@ class Worker:
     def __init__(self, system: str, checkpoint: Path, threads: int) -> None:
         """Starts it and waits until it has loaded."""
         command = [sys.executable, __file__, "--worker", system, "--model", str(checkpoint), "--threads", str(threads)]
-        self._errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would stop who writes much
+        # A pipe that nobody reads would stop who writes much.
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )

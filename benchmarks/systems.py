@@ -1,5 +1,6 @@
 """The systems that are compared: each loads a checkpoint and runs it, one class a system."""
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +30,7 @@ class Transformers:
     def prefill(self, prompt: int, batch: int) -> float:
         """Times one call."""
         tokens = _tokens(prompt, batch)
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.no_grad():
             start = time.perf_counter()
             self.model(tokens, use_cache=True, logits_to_keep=1)
             return time.perf_counter() - start
@@ -51,7 +52,7 @@ class Transformers:
             pad_token_id=0,
             stopping_criteria=[note_the_time],
         )
-        return [end - start for start, end in zip(times, times[1:], strict=False)]
+        return [end - start for start, end in itertools.pairwise(times)]
 
 
 class LlmInt8(Transformers):
@@ -104,7 +105,7 @@ class LlamaCpp:
         for token in _tokens(tokens, 1)[0].tolist():
             self.model.eval([token])
             times.append(time.perf_counter())
-        return [end - start for start, end in zip(times, times[1:], strict=False)]
+        return [end - start for start, end in itertools.pairwise(times)]
 
 
 SYSTEMS: dict[str, type[System]] = {

@@ -42,10 +42,22 @@ def test_opcheck_the_other_operators() -> None:
     torch.library.opcheck(torch.ops.llmint8.dequantize_weight, (weight, scale, torch.bfloat16))
 
 
+@pytest.mark.parametrize("suffix", ["", "_reference"])
+@pytest.mark.parametrize("dtype", ops.INPUT_DTYPES, ids=str)
+def test_opcheck_what_stays_float(suffix: str, dtype: torch.dtype) -> None:
+    query, key = torch.randn(2, 4, 5, 8).to(dtype), torch.randn(2, 2, 5, 8).to(dtype)
+    for causal in (True, False):
+        torch.library.opcheck(getattr(torch.ops.llmint8, f"attention{suffix}"), (query, key, key, 0.3, causal))
+    x, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((1, 1, 48), (24, 48), (24,)))
+    for b in (bias, None):
+        torch.library.opcheck(getattr(torch.ops.llmint8, f"float_linear{suffix}"), (x, weight, b))
+
+
 def test_every_operator_is_checked_above() -> None:
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("llmint8::")}
-    references = {"int8_linear_reference", "quantize_weight_reference"}
-    assert names == {"int8_linear", "int8_linear_grad_input", "quantize_weight", "dequantize_weight", *references}
+    with_reference = {"int8_linear", "quantize_weight", "attention", "float_linear"}
+    references = {f"{name}_reference" for name in with_reference}
+    assert names == {*with_reference, *references, "int8_linear_grad_input", "dequantize_weight"}
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)

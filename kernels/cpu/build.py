@@ -51,7 +51,8 @@ def architecture() -> str:
 def library_name() -> str:
     """Returns the name of the library file, which is another one for other sources, flags, torch or processors."""
     key = hashlib.sha256()
-    for part in (sys.platform, architecture(), torch.__version__, *FLAGS, *OPENMP, repr(KERNELS.get(architecture(), _COMMON))):
+    kernels = repr(KERNELS.get(architecture(), _COMMON))
+    for part in (sys.platform, architecture(), torch.__version__, *FLAGS, *OPENMP, kernels):
         key.update(part.encode())
     for file in sorted(SOURCES.iterdir()):
         key.update(file.name.encode() + file.read_bytes())

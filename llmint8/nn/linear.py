@@ -130,12 +130,15 @@ class Int8Linear(nn.Linear):
         Returns:
             [..., out_features], dtype of the input.
         """
-        device_type = input.device.type
-        if device_type != "meta" and torch.is_autocast_enabled(device_type) and input.dtype in ops.INPUT_DTYPES:
-            input = input.to(torch.get_autocast_dtype(device_type))
-        tensors = self._parameters  # attributes of a module are slow to find, and this is called for every token
+        x = input
+        device_type = x.device.type
+        if device_type != "meta" and torch.is_autocast_enabled(device_type) and x.dtype in ops.INPUT_DTYPES:
+            x = x.to(torch.get_autocast_dtype(device_type))
+        tensors: dict[str, Any] = (
+            self._parameters
+        )  # attributes of a module are slow to find, and every token needs them
         return ops.int8_linear(
-            input,
+            x,
             tensors["weight"],
             tensors["weight_scale"],
             tensors["bias"],

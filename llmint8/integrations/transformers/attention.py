@@ -63,4 +63,4 @@ def needs_more(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any
         return True
     if options.get("softcap") is not None or options.get("output_attentions"):
         return True
-    return query.dim() != 4 or key.shape != value.shape or torch.jit.is_tracing()
+    return query.dim() != 4 or key.shape != value.shape or torch.jit.is_tracing()  # type: ignore[attr-defined]

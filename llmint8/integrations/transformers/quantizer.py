@@ -223,7 +223,7 @@ def detach(model: nn.Module) -> None:
         model._weight_conversions = without_ours(model)  # type: ignore[assignment]
         for module in model.modules():
             if type(module) is FloatLinear:
-                module.__class__ = nn.Linear
+                module.__class__ = nn.Linear  # type: ignore[assignment]
         model.hf_quantizer.remove_quantization_config(model)  # type: ignore[operator, union-attr]
 
 

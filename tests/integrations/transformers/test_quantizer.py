@@ -123,8 +123,8 @@ KEPT = {
 @pytest.mark.parametrize("architecture", KEPT)
 def test_heads_and_what_the_model_keeps_in_fp32_stay(architecture: str, make_checkpoint: MakeCheckpoint) -> None:
     model = llmint8.from_pretrained(make_checkpoint(architecture, torch.float16))
-    kept = {name for name, module in model.named_modules() if type(module) is nn.Linear}
-    assert kept == KEPT[architecture]
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert {name for name, module in linear.items() if not isinstance(module, Int8Linear)} == KEPT[architecture]
     assert len(list(int8_layers(model))) > 6
     if architecture == "gpt2":
         assert all(type(layer) is Int8Conv1D for _, layer in int8_layers(model))
@@ -317,8 +317,11 @@ def test_runtime_settings_of_an_int8_checkpoint(
 
 
 def test_the_whole_model_compiles_into_one_graph(make_checkpoint: MakeCheckpoint, run_model: RunModel) -> None:
-    """With outliers on. torch's own rounding of fused operations is left out by running the graph as it is."""
-    for settings in ({}, {"threshold": 1.0}):
+    """With outliers on. torch's own rounding of fused operations is left out by running the graph as it is.
+
+    A traced model always makes a mask, for which attention has another kernel, so bits are compared with the eager one.
+    """
+    for settings in ({"attn_implementation": "eager"}, {"threshold": 1.0, "attn_implementation": "eager"}, {}):
         model = llmint8.from_pretrained(make_checkpoint(), **settings)
         expected = run_model(model)
         torch.compiler.reset()
@@ -326,7 +329,11 @@ def test_the_whole_model_compiles_into_one_graph(make_checkpoint: MakeCheckpoint
         compiled = torch.compile(model, fullgraph=True, backend=counter)
         tokens = torch.randint(0, 160, (3, 20), generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
-            assert torch.equal(compiled(input_ids=tokens, use_cache=False).logits, expected)
+            logits = compiled(input_ids=tokens, use_cache=False).logits
+        if settings:
+            assert torch.equal(logits, expected)
+        else:
+            torch.testing.assert_close(logits, expected, rtol=0, atol=0.02)
         assert counter.frame_count == 1
     assert model.hf_quantizer.is_compileable
 

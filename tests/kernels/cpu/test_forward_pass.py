@@ -1,0 +1,49 @@
+"""Threads are looked after during a pass, and restored after it."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llmint8.kernels.cpu import forward_pass, native
+
+if not native.load():
+    pytest.skip("there is no compiler for the native kernels", allow_module_level=True)
+
+
+class Model(nn.Module):
+    def forward(self, input_ids: Tensor, change: int = 0) -> int:
+        if change < 0:
+            raise RuntimeError("failed")
+        if change:  # as the kernels do when they notice that threads wait in vain
+            torch.set_num_threads(change)
+        return torch.get_num_threads()
+
+
+@pytest.fixture
+def threads() -> int:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield 3
+    torch.set_num_threads(before)
+
+
+def test_threads_are_restored(threads: int) -> None:
+    model = Model()
+    forward_pass.watch(model)
+    token = torch.zeros(1, 1, dtype=torch.long)
+    assert model(token, change=1) == 1
+    assert torch.get_num_threads() == threads
+    assert model(input_ids=token) == threads
+    with pytest.raises(RuntimeError, match="failed"):
+        model(token, change=-1)
+    assert torch.get_num_threads() == threads
+    outer = nn.Sequential(model)
+    forward_pass.watch(outer)
+    assert outer(token) == threads
+
+
+def test_a_pass_over_many_tokens_is_left_alone(threads: int) -> None:
+    model = Model()
+    forward_pass.watch(model)
+    assert model(torch.zeros(1, 100, dtype=torch.long), change=2) == 2
+    assert torch.get_num_threads() == 2
