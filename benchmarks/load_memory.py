@@ -19,10 +19,19 @@ SYSTEMS = ("llmint8", "bitsandbytes", "bf16")
 
 def anonymous_bytes() -> int:
     """Returns the resident memory of this process that is not a mapped file, in bytes (Linux)."""
+    return _status("RssAnon")
+
+
+def resident_bytes() -> int:
+    """Returns the resident memory of this process, mapped files included, in bytes (Linux)."""
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("RssAnon:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no RssAnon; this benchmark needs Linux")
+    raise OSError(f"/proc/self/status has no {name}; this benchmark needs Linux")
 
 
 class Peak:

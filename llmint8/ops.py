@@ -57,7 +57,7 @@ def int8_linear(
 ) -> Tensor:
     """Applies an int8 weight to an input, outlier columns in floating point (LLM.int8(), equation 8).
 
-    Few rows (16 or less) are not quantized at all: reading the weight is what costs then, and `y = x . (s_w q_w)`
+    Few rows (8 or less) are not quantized at all: reading the weight is what costs then, and `y = x . (s_w q_w)`
     is as cheap and more accurate.
 
     Args:

@@ -5,7 +5,7 @@ from torch import Tensor
 from llmint8 import functional
 
 # Up to this many rows the weight's bytes, not the arithmetic, set the time, so the input is left unquantized.
-DECODE_ROWS = 16
+DECODE_ROWS = 8
 # Rows per block of the int8 part: bounds its fp32 and int32 workspace.
 BLOCK_ROWS = 2048
 

@@ -453,8 +453,8 @@ inline void meet(const Code* codes, int64_t stride, int64_t count, const int8_t*
         Isa::template dot<FEATURES, NOW, false>(codes + c * stride, stride, w, row_stride, k, 0, totals);
       }
       for (int j = 0; j < FEATURES; ++j) {
-        for (int i = 0; i < NOW; ++i) sums[(c + i) * PANEL + j] = totals[j * NOW + i];
-        if (c == 0) column_sums[j] = totals[FEATURES * NOW + j];
+        for (int i = 0; i < NOW; ++i) sums[(c + i) * PANEL + j] += totals[j * NOW + i];
+        if (c == 0) column_sums[j] += totals[FEATURES * NOW + j];
       }
     });
   }
@@ -463,24 +463,28 @@ inline void meet(const Code* codes, int64_t stride, int64_t count, const int8_t*
 void multiply_in_place(const Code* codes, int64_t stride, int64_t count, const int8_t* w, int64_t row_stride,
                        int features, int64_t k, int32_t* sums, int32_t* column_sums) {
   constexpr int ALONE = 4;  // up to so many codes, a single row of the weight at a time streams best
-  for (int j = 0; j < features;) {
-    const int8_t* row = w + j * row_stride;
-    if (count <= ALONE) {
-      meet<1, ALONE>(codes, stride, count, row, row_stride, k, sums + j, column_sums + j);
-      j += 1;
-    } else if (features - j < Isa::DOT_FEATURES) {
-      meet<1, Isa::DOT_CODES>(codes, stride, count, row, row_stride, k, sums + j, column_sums + j);
-      j += 1;
-    } else {
-      meet<Isa::DOT_FEATURES, Isa::DOT_CODES>(codes, stride, count, row, row_stride, k, sums + j, column_sums + j);
-      j += Isa::DOT_FEATURES;
+  // The codes that a block meets stay in the first cache.
+  const int64_t fit = (32 << 10) / (count * int64_t(sizeof(Code))) / 64 * 64;
+  const int64_t block = count <= DIGITS || k <= fit ? k : fit;
+  std::memset(sums, 0, count * PANEL * sizeof(int32_t));
+  std::memset(column_sums, 0, PANEL * sizeof(int32_t));
+  for (int64_t start = 0; start < k; start += block, codes += block, w += block) {
+    const int64_t depth = k - start < block ? k - start : block;
+    for (int j = 0; j < features;) {
+      const int8_t* row = w + j * row_stride;
+      if (count <= ALONE) {
+        meet<1, ALONE>(codes, stride, count, row, row_stride, depth, sums + j, column_sums + j);
+        j += 1;
+      } else if (features - j < Isa::DOT_FEATURES) {
+        meet<1, Isa::DOT_CODES>(codes, stride, count, row, row_stride, depth, sums + j, column_sums + j);
+        j += 1;
+      } else {
+        meet<Isa::DOT_FEATURES, Isa::DOT_CODES>(codes, stride, count, row, row_stride, depth, sums + j,
+                                                column_sums + j);
+        j += Isa::DOT_FEATURES;
+      }
     }
   }
-}
-
-// Whether so many codes are better not met by a packed weight: those of one row, or what the first cache holds.
-bool in_place(int64_t codes, int64_t k) {
-  return codes <= DIGITS || (codes <= Isa::IN_PLACE_CODES && codes * k * int64_t(sizeof(Code)) <= 32 << 10);
 }
 
 void decode_task(const Decode& p, int64_t n0, int64_t n1) {
@@ -492,7 +496,7 @@ void decode_task(const Decode& p, int64_t n0, int64_t n1) {
     const int features = static_cast<int>(n1 - n < PANEL ? n1 - n : PANEL);
     const int8_t* rows = w.codes + n * w.row_stride;
     int32_t column_sums[PANEL];
-    const auto product = in_place(codes, w.k) ? multiply_in_place : multiply;
+    const auto product = codes <= Isa::IN_PLACE_CODES ? multiply_in_place : multiply;
     product(digits, stride, codes, rows, w.row_stride, features, w.k, sums, column_sums);
     for (int64_t m = 0; m < p.m; ++m) finish_decode(p, m, sums + m * PANEL, p.m * PANEL, column_sums, n, features);
   }

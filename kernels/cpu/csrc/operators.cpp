@@ -21,7 +21,7 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr int64_t DECODE_ROWS = 16;       // as in the reference
+constexpr int64_t DECODE_ROWS = 8;        // as in the reference
 constexpr int64_t PREFILL_ROWS = 2048;    // quantized at a time: bounds the workspace
 constexpr int64_t TASK_ROWS = 512;        // of a task: its sums stay in the second cache
 constexpr int64_t TASK_BYTES = 64 << 10;  // of the weight in a decode task
