@@ -83,11 +83,12 @@ def int8_linear(
     return _int8_linear_op(x, weight, weight_scale, bias, outlier_columns, mode, threshold, budget, relative, symmetric)
 
 
-def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_weight(weight: Tensor, name: str = "the weight") -> tuple[Tensor, Tensor]:
     """Quantizes a weight vector-wise, one scale per output feature (section 3.1).
 
     Args:
         weight: Floating point [N, K].
+        name: For the message of an error.
 
     Returns:
         int8 codes [N, K] and scales, fp32 [N, 1].
@@ -98,8 +99,9 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not weight.is_floating_point():
         raise TypeError(f"only a floating-point weight can be quantized, got {weight.dtype}")
-    check_finite(weight)
-    return torch.ops.llmint8.quantize_weight(weight)
+    codes, scale = torch.ops.llmint8.quantize_weight(weight)
+    check_finite(scale, f"{name} {list(weight.shape)}")  # a row with a NaN or Inf has no finite scale
+    return codes, scale
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool = False) -> Tensor:
@@ -132,7 +134,7 @@ def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return torch.ops.llmint8.float_linear(x, weight, bias)
 
 
-def check_finite(weight: Tensor, name: str = "the weight") -> None:
+def check_finite(weight: Tensor, name: str) -> None:
     """Refuses a weight that has no int8 form; one on the meta device passes.
 
     Args:
@@ -147,8 +149,8 @@ def check_finite(weight: Tensor, name: str = "the weight") -> None:
     low, high = torch.aminmax(weight)
     if not bool(torch.isfinite(low) & torch.isfinite(high)):
         raise ValueError(
-            f"{name} {list(weight.shape)} has a NaN or Inf, so it has no int8 form; the checkpoint is damaged, or its "
-            f"values overflow {weight.dtype}"
+            f"{name} has a NaN or Inf, so it has no int8 form; the checkpoint is damaged, or its values overflow their "
+            "dtype"
         )
 
 

@@ -48,7 +48,8 @@ def quantize_(model: ModuleT, config: Int8Config | None = None) -> ModuleT:
     if not layers:
         raise ValueError(f"{type(model).__name__} has no nn.Linear to quantize")
     for name in layers:
-        ops.check_finite(model.get_parameter(f"{name}.weight"), f"{name}.weight")
+        weight = model.get_parameter(f"{name}.weight")
+        ops.check_finite(weight, f"{name}.weight {list(weight.shape)}")
     done: dict[int, Int8Linear] = {}  # a layer that is used in two places stays one layer
     for name in layers:
         layer = model.get_submodule(name)

@@ -228,6 +228,10 @@ float digitize_row(const float* row, int64_t k, int64_t plane, void* out, bool* 
 
 float quantize_weight_row(const float* row, int64_t k, int8_t* codes) {
   const Range r = range(row, k);
+  if (!r.finite) {
+    std::memset(codes, 0, k);
+    return __builtin_nanf("");
+  }
   float scale = (-r.low > r.high ? -r.low : r.high) / 127;
   if (scale == 0) scale = 1;
   divide(row, k, scale, [&](int64_t i, float steps) {

@@ -37,15 +37,13 @@ class QuantizeWeight(ConversionOps):
     def _quantized(self, name: str, weight: Tensor, layer: Int8Linear) -> dict[str, Tensor]:
         if isinstance(layer, Int8Conv1D):
             weight = weight.T
-        codes, scale = (torch.zeros_like(t, device="cpu") for t in (layer.weight, layer.weight_scale))
-        if weight.shape != layer.weight.shape:
-            self.problems.append(f"{name} should be {list(layer.weight.shape)}, got {list(weight.shape)}")
-        else:
-            try:
-                ops.check_finite(weight, name)
-                codes, scale = ops.quantize_weight(weight)
-            except ValueError as error:
-                self.problems.append(str(error))
+        try:
+            if weight.shape != layer.weight.shape:
+                raise ValueError(f"{name} should be {list(layer.weight.shape)}, got {list(weight.shape)}")
+            codes, scale = ops.quantize_weight(weight, name)
+        except ValueError as error:  # kept until the whole model is read, for transformers would only log it
+            self.problems.append(str(error))
+            codes, scale = (torch.zeros_like(t, device="cpu") for t in (layer.weight, layer.weight_scale))
         return {
             name: Parameter(codes, requires_grad=False),
             f"{name}_scale": Parameter(scale, requires_grad=False),
