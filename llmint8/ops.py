@@ -169,6 +169,7 @@ _int8_linear_op = torch.ops.llmint8.int8_linear.default
 
 
 def _check(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> None:
+    _check_device(x, weight, weight_scale, bias)
     if x.dtype not in INPUT_DTYPES:
         raise TypeError(f"the input must be float16, bfloat16 or float32, got {x.dtype}")
     if weight.dtype != torch.int8 or weight_scale.dtype != torch.float32:
@@ -183,6 +184,18 @@ def _check(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None)
         )
     if bias is not None and bias.shape != (weight.shape[0],):
         raise ValueError(f"bias must be [{weight.shape[0]}], got {list(bias.shape)}")
+
+
+def _native(*args: Any) -> bool:
+    """Whether the native kernels, which are loaded now, will get a call with these arguments."""
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    return all(t.device.type == "cpu" and t.layout == torch.strided for t in tensors) and native.load()
+
+
+def _check_device(x: Tensor, *others: Tensor | None) -> None:
+    for other in others:
+        if other is not None and other.device != x.device:
+            raise RuntimeError(f"all tensors must be on one device, got {x.device} and {other.device}")
 
 
 def _int8_linear_reference(
@@ -200,7 +213,7 @@ def _int8_linear_reference(
 
 def _int8_linear(x: Tensor, *args: Any) -> Tensor:
     """What runs until a backend has registered kernels for the device; on a CPU, the native one is loaded now."""
-    if x.is_cpu and native.load():
+    if _native(x, *args):
         return _int8_linear_op(x, *args)
     return _int8_linear_reference(x, *args)
 
@@ -243,7 +256,7 @@ def _quantize_weight_reference(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    if weight.is_cpu and native.load():
+    if _native(weight):
         return torch.ops.llmint8.quantize_weight(weight)
     return _quantize_weight_reference(weight)
 
@@ -282,7 +295,7 @@ def _attention_reference(query: Tensor, key: Tensor, value: Tensor, scale: float
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
-    if query.is_cpu and native.load():
+    if _native(query, key, value):
         return torch.ops.llmint8.attention(query, key, value, scale, causal)
     return _attention_reference(query, key, value, scale, causal)
 
@@ -294,6 +307,7 @@ _library.impl("attention_reference", _attention_reference, "CompositeExplicitAut
 @torch.library.register_fake("llmint8::attention_reference", lib=_library)
 @torch.library.register_fake("llmint8::attention", lib=_library)
 def _(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
+    _check_device(query, key, value)
     batch, heads, queries, depth = query.shape
     return query.new_empty((batch, queries, heads, depth))
 
@@ -303,7 +317,7 @@ def _float_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> T
 
 
 def _float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if x.is_cpu and native.load():
+    if _native(x, weight, bias):
         return torch.ops.llmint8.float_linear(x, weight, bias)
     return _float_linear_reference(x, weight, bias)
 
@@ -315,6 +329,7 @@ _library.impl("float_linear_reference", _float_linear_reference, "CompositeExpli
 @torch.library.register_fake("llmint8::float_linear_reference", lib=_library)
 @torch.library.register_fake("llmint8::float_linear", lib=_library)
 def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    _check_device(x, weight, bias)
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from llmint8 import ops
 from llmint8.config import Int8Config
-from llmint8.nn import Int8Conv1D, Int8Linear
+from llmint8.nn import FloatLinear, Int8Conv1D, Int8Linear
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -94,7 +94,7 @@ def dequantize_(model: ModuleT, dtype: torch.dtype | None = None) -> ModuleT:
 def int8_class(layer: nn.Module) -> type[Int8Linear] | None:
     """Returns the int8 form of a float layer, or None if it has none."""
     kind = type(layer)
-    if kind is nn.Linear or f"{kind.__module__}.{kind.__qualname__}" in _PLAIN_SUBCLASSES:
+    if kind is nn.Linear or kind is FloatLinear or f"{kind.__module__}.{kind.__qualname__}" in _PLAIN_SUBCLASSES:
         return Int8Linear
     pytorch_utils = sys.modules.get("transformers.pytorch_utils")  # no Conv1D without it
     if pytorch_utils is not None and type(layer) is pytorch_utils.Conv1D:

@@ -99,6 +99,16 @@ def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception],
         ops.int8_linear(**arguments)
 
 
+def test_tensors_on_two_devices_are_refused() -> None:
+    x, weight, scale, bias = tensors(2)
+    for change in ({"x": x.to("meta")}, {"weight": weight.to("meta")}, {"bias": bias.to("meta")}):
+        arguments = {"x": x, "weight": weight, "weight_scale": scale, "bias": bias} | change
+        with pytest.raises(RuntimeError, match="on one device, got"):
+            ops.int8_linear(**arguments)
+    with pytest.raises(RuntimeError, match="on one device, got"):
+        ops.float_linear(x[:1], torch.empty(24, 48, device="meta"))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_weight_with_nan_or_inf_has_no_int8_form(bad: float) -> None:
     weight = torch.ones(6, 4)

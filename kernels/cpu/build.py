@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).parent / "csrc"
-# Rounding is the same everywhere, so results do not depend on the instruction set.
+# No step that an instruction set could round otherwise: codes and scales are the same in all of them.
 KERNEL_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 FLAGS = ["-std=c++20", "-fPIC", "-DNDEBUG", "-w"]
 # PyTorch's threads are OpenMP's; Apple's compiler does not have it, and there one thread does the work.
@@ -55,7 +55,8 @@ def library_name() -> str:
     for part in (sys.platform, architecture(), torch.__version__, *FLAGS, *OPENMP, kernels):
         key.update(part.encode())
     for file in sorted(SOURCES.iterdir()):
-        key.update(file.name.encode() + file.read_bytes())
+        if file.suffix in {".cpp", ".h", ".inl"}:
+            key.update(file.name.encode() + file.read_bytes())
     return f"llmint8-cpu-torch{torch.__version__.split('+')[0]}-{key.hexdigest()[:16]}.so"
 
 
@@ -65,7 +66,7 @@ def find_compiler() -> str:
     Raises:
         BuildError: There is none.
     """
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
     for name in names:
         if path := shutil.which(name):
             return path
@@ -81,6 +82,7 @@ def build(target: Path, report: Callable[[str], None] = lambda _: None) -> None:
 
     Raises:
         BuildError: There is no compiler, the platform has no GCC or Clang, or compiling fails.
+        OSError: The compiler was stopped, or a file cannot be written.
     """
     if sys.platform == "win32":
         raise BuildError("the native kernels are written for GCC and Clang, and Windows has neither")
@@ -128,6 +130,8 @@ def _run(commands: dict[str, list[str]], report: Callable[[str], None]) -> None:
             messages = process.communicate()[1]
             running.remove((name, process))
             done += 1
+            if process.returncode < 0 or "Killed" in messages:  # out of memory, say; another time it may work
+                raise OSError(f"the compiler was stopped while it compiled {name}")
             if process.returncode != 0:
                 raise BuildError(f"{name} does not compile: {' '.join(process.args)}\n{messages[-4000:]}")  # type: ignore[arg-type]
             report(f"{done}/{len(commands)} {name}")

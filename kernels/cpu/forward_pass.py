@@ -30,7 +30,7 @@ def _enter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
         return
     tokens = kwargs.get("input_ids", args[0] if args else None)
     few = isinstance(tokens, torch.Tensor) and tokens.is_cpu and tokens.numel() <= _FEW_TOKENS
-    torch.ops.llmint8_cpu.enter_forward(few)
+    torch.ops.llmint8_cpu.enter_forward(few, id(model))
 
 
 def _leave(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:

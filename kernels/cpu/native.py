@@ -28,12 +28,17 @@ def load() -> bool:
 
     Returns:
         Whether they run. If not, a warning has said why, once.
+
+    Raises:
+        ValueError: `LLMINT8_CPU_ISA` names none of this processor's instruction sets.
     """
     global _loaded
     if _loaded is None:
         with _lock:
             if _loaded is None:
                 _loaded = _load()
+                if _loaded and (isa := os.environ.get("LLMINT8_CPU_ISA")):
+                    use_instruction_set(isa)
     return _loaded
 
 
@@ -48,7 +53,7 @@ def instruction_sets() -> list[str]:
 
 
 def use_instruction_set(name: str) -> None:
-    """Runs the kernels of an instruction set from now on, in the whole process.
+    """Runs the kernels of an instruction set from now on, in the whole process; not while another thread runs some.
 
     Raises:
         ValueError: This processor does not have it, or there are no kernels for it.
@@ -70,15 +75,13 @@ def _load() -> bool:
         if not path.is_file():
             _build_once(path)
         torch.ops.load_library(path)
-    except (build.BuildError, OSError) as error:
+    except (RuntimeError, OSError) as error:  # there may be no home folder, either
         warnings.warn(
             f"llmint8 runs on PyTorch's operators, several times slower than its own kernels: {error}. "
             "LLMINT8_NATIVE=0 says that this is meant",
             stacklevel=2,
         )
         return False
-    if isa := os.environ.get("LLMINT8_CPU_ISA"):
-        use_instruction_set(isa)
     return True
 
 

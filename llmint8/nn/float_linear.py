@@ -23,10 +23,11 @@ class FloatLinear(nn.Linear):
             [..., out_features], dtype of the input.
         """
         weight, bias = self.weight, self.bias
+        trained = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         if (
             input.device.type != "cpu"
             or input.numel() != self.in_features
-            or (torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad))
+            or (torch.is_grad_enabled() and trained)
             or torch.is_autocast_enabled("cpu")
         ):
             return super().forward(input)

@@ -134,9 +134,9 @@ class Int8Linear(nn.Linear):
         device_type = x.device.type
         if device_type != "meta" and torch.is_autocast_enabled(device_type) and x.dtype in ops.INPUT_DTYPES:
             x = x.to(torch.get_autocast_dtype(device_type))
-        tensors: dict[str, Any] = (
-            self._parameters
-        )  # attributes of a module are slow to find, and every token needs them
+        tensors: dict[str, Any] = self._parameters  # attributes of a module are slow to find
+        if "weight" not in tensors:  # a replica of nn.DataParallel
+            tensors = {name: getattr(self, name) for name in ("weight", "weight_scale", "bias", "outlier_columns")}
         return ops.int8_linear(
             x,
             tensors["weight"],

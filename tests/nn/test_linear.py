@@ -274,6 +274,14 @@ def test_gradients_reach_what_comes_before(layer: Int8Linear, x: Tensor) -> None
     assert layer.weight_scale.grad is None
 
 
+def test_a_replica_whose_tensors_are_attributes(layer: Int8Linear, x: Tensor) -> None:
+    """As `nn.DataParallel` makes them."""
+    replica = layer._replicate_for_data_parallel()
+    for name in ("weight", "weight_scale", "bias", "outlier_columns"):
+        setattr(replica, name, getattr(layer, name) if getattr(layer, name) is None else getattr(layer, name).data)
+    assert torch.equal(replica(x), layer(x))
+
+
 def test_to_float_is_the_dequantized_layer(layer: Int8Linear, x: Tensor) -> None:
     linear = layer.to_float()
     assert type(linear) is nn.Linear

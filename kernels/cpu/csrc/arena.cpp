@@ -17,7 +17,7 @@ namespace llmint8 {
 
 namespace {
 
-constexpr int64_t HUGE_PAGE = 2 << 20, PAGE = 4 << 10, LINE = 64;
+constexpr int64_t HUGE_PAGE = 2 << 20, PAGE = 4 << 10, LINE = 64, SMALL = 64 << 10;
 
 // A range of addresses that weights are cut from; memory is taken as it is written to.
 class Arena {
@@ -64,6 +64,7 @@ std::shared_ptr<Arena> current;  // lives on with the last of its weights
 
 at::Tensor empty_weight(int64_t n, int64_t k) {
   const int64_t bytes = n * k;
+  if (bytes < SMALL) return at::empty({n, k}, at::kChar);  // its pages could not be given back alone
   std::shared_ptr<Arena> arena;
   void* data = nullptr;
   {

@@ -409,7 +409,7 @@ void use_instruction_set(c10::string_view name) {
 TORCH_LIBRARY(llmint8_cpu, library) {
   library.def("instruction_sets() -> str[]", instruction_sets);
   library.def("use_instruction_set(str name) -> ()", use_instruction_set);
-  library.def("enter_forward(bool few_tokens) -> ()", Crowd::enter);
+  library.def("enter_forward(bool few_tokens, int model) -> ()", Crowd::enter);
   library.def("leave_forward() -> ()", Crowd::leave);
 }
 

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <thread>
 
 namespace llmint8 {
 
@@ -34,18 +35,25 @@ class Crowd {
     if (pass().threads > 0) use_threads(1);
   }
 
-  // Passes may lie within each other. Those over many tokens compute more than they wait, and keep their threads.
-  static void enter(bool few_tokens) {
+  // Passes may lie within each other. Those over many tokens compute more than they wait, and keep their threads. An
+  // interrupted pass never ends; its model is known by `id` when it comes again.
+  static void enter(bool few_tokens, int64_t id) {
     Pass& now = pass();
-    if (now.depth++ > 0 || !few_tokens) return;
-    now.threads = at::get_num_threads();
+    if (now.depth > 0 && now.id == id) {
+      now.depth = 1;
+      leave();
+    }
+    if (now.depth++ > 0) return;
+    now.id = id;
+    if (!few_tokens) return;
+    now.threads = most_threads();
     if (noticed()) use_threads(1);
   }
 
   static void leave() {
     Pass& now = pass();
     if (now.depth == 0 || --now.depth > 0 || now.threads == 0) return;
-    if (at::get_num_threads() != now.threads) use_threads(now.threads);
+    if (most_threads() != now.threads) use_threads(now.threads);
     now.threads = 0;
   }
 
@@ -54,11 +62,20 @@ class Crowd {
 
   struct Pass {
     int depth = 0, threads = 0;  // threads: to restore at the end, or 0
+    int64_t id = 0;              // of the outermost model
   };
 
   static Pass& pass() {
     static thread_local Pass now;
     return now;
+  }
+
+  static int most_threads() {
+#if defined(_OPENMP)
+    return omp_get_max_threads();
+#else
+    return at::get_num_threads();
+#endif
   }
 
   static void use_threads(int threads) {  // of the calling thread; at::set_num_threads is for the whole process
@@ -85,16 +102,21 @@ void parallel(int64_t tasks, int threads, const Run& run) {
     return;
   }
   const auto start = Crowd::Clock::now();
+  const auto caller = std::this_thread::get_id();
   Crowd::Clock::duration work{0}, last{0};
   std::atomic<int64_t> next{0};
-  at::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
+  std::atomic<int> started{0};
+  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    const int thread = started.fetch_add(1, std::memory_order_relaxed);
+    if (thread >= threads) return;
+    const bool calling = std::this_thread::get_id() == caller;
     const auto begin = Crowd::Clock::now();
     auto latest = begin;
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-      if (thread == 0) latest = Crowd::Clock::now();
-      run(task, static_cast<int>(thread));
+      if (calling) latest = Crowd::Clock::now();
+      run(task, thread);
     }
-    if (thread == 0) {  // the calling one
+    if (calling) {
       const auto end = Crowd::Clock::now();
       work = end - begin;
       last = end - latest;

@@ -13,7 +13,8 @@ if not native.load():
 class Model(nn.Module):
     def forward(self, input_ids: Tensor, change: int = 0) -> int:
         if change < 0:
-            raise RuntimeError("failed")
+            torch.set_num_threads(1)
+            raise RuntimeError("failed") if change == -1 else KeyboardInterrupt
         if change:  # as the kernels do when they notice that threads wait in vain
             torch.set_num_threads(change)
         return torch.get_num_threads()
@@ -40,6 +41,16 @@ def test_threads_are_restored(threads: int) -> None:
     outer = nn.Sequential(model)
     forward_pass.watch(outer)
     assert outer(token) == threads
+
+
+def test_threads_are_restored_after_an_interrupted_pass_when_the_model_runs_again(threads: int) -> None:
+    model = Model()
+    forward_pass.watch(model)
+    token = torch.zeros(1, 1, dtype=torch.long)
+    with pytest.raises(KeyboardInterrupt):
+        model(token, change=-2)
+    assert model(token) == threads
+    assert torch.get_num_threads() == threads
 
 
 def test_a_pass_over_many_tokens_is_left_alone(threads: int) -> None:
