@@ -186,9 +186,10 @@ def _check(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None)
         raise ValueError(f"bias must be [{weight.shape[0]}], got {list(bias.shape)}")
 
 
-def _native(*args: Any) -> bool:
+def is_native(*args: Any) -> bool:
     """Whether the native kernels, which are loaded now, will get a call with these arguments."""
-    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    lists = (arg if isinstance(arg, list | tuple) else (arg,) for arg in args)
+    tensors = [arg for items in lists for arg in items if isinstance(arg, Tensor)]
     return all(t.device.type == "cpu" and t.layout == torch.strided for t in tensors) and native.load()
 
 
@@ -213,7 +214,7 @@ def _int8_linear_reference(
 
 def _int8_linear(x: Tensor, *args: Any) -> Tensor:
     """What runs until a backend has registered kernels for the device; on a CPU, the native one is loaded now."""
-    if _native(x, *args):
+    if is_native(x, *args):
         return _int8_linear_op(x, *args)
     return _int8_linear_reference(x, *args)
 
@@ -256,7 +257,7 @@ def _quantize_weight_reference(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    if _native(weight):
+    if is_native(weight):
         return torch.ops.llmint8.quantize_weight(weight)
     return _quantize_weight_reference(weight)
 
@@ -295,7 +296,7 @@ def _attention_reference(query: Tensor, key: Tensor, value: Tensor, scale: float
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
-    if _native(query, key, value):
+    if is_native(query, key, value):
         return torch.ops.llmint8.attention(query, key, value, scale, causal)
     return _attention_reference(query, key, value, scale, causal)
 
@@ -317,7 +318,7 @@ def _float_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> T
 
 
 def _float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if _native(x, weight, bias):
+    if is_native(x, weight, bias):
         return torch.ops.llmint8.float_linear(x, weight, bias)
     return _float_linear_reference(x, weight, bias)
 

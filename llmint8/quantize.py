@@ -17,6 +17,8 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 # Functions that name the layers of a model to leave out by default; an integration adds one for its kind of model.
 default_skips: list[Callable[[nn.Module], set[str]]] = []
+# Functions that are called with a model once it has int8 layers.
+after_quantize: list[Callable[[nn.Module], None]] = []
 # Functions that are called with a model once it is float again.
 after_dequantize: list[Callable[[nn.Module], None]] = []
 # Subclasses of nn.Linear that compute the same, by name, since their modules are not imported for this.
@@ -58,6 +60,8 @@ def quantize_(model: ModuleT, config: Int8Config | None = None) -> ModuleT:
             done[id(layer)] = made
         replace_module(model, name, done[id(layer)])
     _disable_fused_transformer_layers(model)
+    for function in after_quantize:
+        function(model)
     return model
 
 

@@ -21,6 +21,8 @@ def watch(model: nn.Module) -> None:
     Args:
         model: One whose first argument, or `input_ids`, is int64 [batch, tokens].
     """
+    if _enter in model._forward_pre_hooks.values():
+        return
     model.register_forward_pre_hook(_enter, with_kwargs=True)
     model.register_forward_hook(_leave, always_call=True)
 

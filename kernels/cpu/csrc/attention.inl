@@ -1,23 +1,6 @@
 // Attention of few queries over the keys as they lie, and of many over keys packed once. In terms of `Isa` and of the
 // tiles in kernels.inl; sums are fp32, and the softmax is the online one of FlashAttention (Dao et al. 2022, section 3).
 
-// e**x for x <= 0, within 2 units in the last place; 0 below -87.
-inline float exponential(float x) {
-  const float clamped = x > -87.0f ? x : -87.0f;
-  const float steps = __builtin_rintf(clamped * 1.44269504f);
-  float r = clamped - steps * 0.693359375f;  // ln 2 in two parts
-  r -= steps * -2.12194440e-4f;
-  float y = 1.9875691500e-4f;
-  y = y * r + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * r * r + r + 1.0f;
-  const float scale = __builtin_bit_cast(float, (static_cast<int32_t>(steps) + 127) << 23);
-  return x > -87.0f ? y * scale : x <= -87.0f ? 0.0f : x;  // NaN stays NaN
-}
-
 inline const char* at(const Heads& heads, Dtype dtype, int64_t b, int64_t head, int64_t row) {
   const int64_t size = dtype == Dtype::fp32 ? 4 : 2;
   return static_cast<const char*>(heads.data) +
@@ -104,7 +87,7 @@ void attention_prefill(const Attention& p, int64_t b, int64_t key_head, int64_t 
       const int64_t tile_rows = rows - i < Isa::TILE_ROWS ? rows - i : Isa::TILE_ROWS;
       float scores[Isa::TILE_ROWS * PANEL] = {};
       with_count<Isa::TILE_ROWS>(tile_rows, [&]<int ROWS>() {
-        outlier_tile<ROWS>(queries + i * depth, depth, keys, depth, scores);
+        float_tile<ROWS>(queries + i * depth, depth, keys, PANEL, depth, scores);
       });
       for (int64_t r = 0; r < tile_rows; ++r) {
         const int64_t last = p.causal ? q0 + (i + r) % count + 1 : p.keys;
@@ -120,7 +103,7 @@ void attention_prefill(const Attention& p, int64_t b, int64_t key_head, int64_t 
       }
       for (int64_t v = 0; v < panels; ++v) {
         with_count<Isa::TILE_ROWS>(tile_rows, [&]<int ROWS>() {
-          outlier_tile<ROWS>(scores, PANEL, values + v * PANEL * PANEL, PANEL, sums + (v * rows + i) * PANEL);
+          float_tile<ROWS>(scores, PANEL, values + v * PANEL * PANEL, PANEL, PANEL, sums + (v * rows + i) * PANEL);
         });
       }
     }
@@ -134,49 +117,113 @@ void attention_prefill(const Attention& p, int64_t b, int64_t key_head, int64_t 
   }
 }
 
-// All queries of the heads that share a key head, the keys read as they lie.
-void attention_decode(const Attention& p, int64_t b, int64_t key_head) {
-  const int64_t group = p.heads / p.key_heads, rows = group * p.queries, depth = p.depth, keys = p.keys;
-  float* queries = scratch<float>(1, rows * depth);
+// Rows [first, first + count) of keys or values as fp32, [count, stride]; what is beyond `depth` is 0.
+void load_block(const Attention& p, const Heads& heads, int64_t b, int64_t head, int64_t first, int64_t count,
+                int64_t stride, float* out) {
+  if (stride == p.depth && heads.row_stride == p.depth) {
+    load_row(at(heads, p.dtype, b, head, first), p.dtype, count * p.depth, out);
+    return;
+  }
+  for (int64_t j = 0; j < count; ++j, out += stride) {
+    load_row(at(heads, p.dtype, b, head, first + j), p.dtype, p.depth, out);
+    std::memset(out + p.depth, 0, (stride - p.depth) * sizeof(float));
+  }
+}
+
+// The panels that rows of `depth` floats take, padded with zeros.
+int64_t padded_depth(const Attention& p) { return value_panels(p.depth) * PANEL; }
+
+// The product of two rows of `count` floats, a multiple of PANEL.
+inline float padded_dot(const float* a, const float* b, int64_t count) {
+  Isa::Floats sums[Isa::TILE_VECTORS];
+  UNROLL
+  for (int v = 0; v < Isa::TILE_VECTORS; ++v) sums[v] = Isa::Floats{};
+  for (int64_t d = 0; d < count; d += PANEL) {
+    UNROLL
+    for (int v = 0; v < Isa::TILE_VECTORS; ++v) {
+      sums[v] = Isa::multiply_add(sums[v], Isa::load_floats(a + d + v * Isa::LANES),
+                                  Isa::load_floats(b + d + v * Isa::LANES));
+    }
+  }
+  UNROLL
+  for (int v = 1; v < Isa::TILE_VECTORS; ++v) sums[0] = sums[0] + sums[v];
+  return Isa::sum(sums[0]);
+}
+
+// All queries of the heads that share a key head, and keys [j0, j1), read as they lie. For each query: the weighted sum of
+// the values, [padded_depth], the largest score, and the sum of the weights, which are relative to it.
+void attention_decode(const Attention& p, int64_t b, int64_t key_head, int64_t j0, int64_t j1, float* part) {
+  constexpr int64_t KEYS = 64;  // at a time: they stay in the first cache
+  const int64_t group = p.heads / p.key_heads, rows = group * p.queries, depth = p.depth, keys = j1 - j0;
+  const int64_t padded = padded_depth(p), panels = padded / PANEL;
+  float* queries = scratch<float>(1, rows * padded);
   float* scores = scratch<float>(2, rows * keys);
-  float* sums = scratch<float>(3, rows * depth);
-  float* row = scratch<float>(0, depth);
+  float* block = scratch<float>(3, KEYS * padded);
+  float* sums = scratch<float>(4, rows * PANEL);
+  std::memset(queries, 0, rows * padded * sizeof(float));
   for (int64_t i = 0; i < rows; ++i) {
-    load_row(at(p.q, p.dtype, b, key_head * group + i / p.queries, i % p.queries), p.dtype, depth, queries + i * depth);
-    for (int64_t d = 0; d < depth; ++d) queries[i * depth + d] *= p.scale;
+    float* query = queries + i * padded;
+    load_row(at(p.q, p.dtype, b, key_head * group + i / p.queries, i % p.queries), p.dtype, depth, query);
+    for (int64_t d = 0; d < depth; ++d) query[d] *= p.scale;
   }
-  for (int64_t j = 0; j < keys; ++j) {
-    load_row(at(p.k, p.dtype, b, key_head, j), p.dtype, depth, row);
+  for (int64_t first = 0; first < keys; first += KEYS) {
+    const int64_t count = keys - first < KEYS ? keys - first : KEYS;
+    load_block(p, p.k, b, key_head, j0 + first, count, padded, block);
     for (int64_t i = 0; i < rows; ++i) {
-      const float* query = queries + i * depth;
-      float lanes[16] = {};
-      int64_t d = 0;
-      for (; d + 16 <= depth; d += 16) {
-        for (int l = 0; l < 16; ++l) lanes[l] += query[d + l] * row[d + l];
+      const float* query = queries + i * padded;
+      for (int64_t j = 0; j < count; ++j) {
+        scores[i * keys + first + j] = padded_dot(query, block + j * padded, padded);
       }
-      for (int l = 0; d + l < depth; ++l) lanes[l] += query[d + l] * row[d + l];
-      for (int half = 8; half > 0; half /= 2) {
-        for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-      }
-      scores[i * keys + j] = lanes[0];
     }
   }
-  std::memset(sums, 0, rows * depth * sizeof(float));
-  float* total = scratch<float>(4, rows);
+  float* largest = part + rows * padded;
+  float* total = largest + rows;
   for (int64_t i = 0; i < rows; ++i) {
-    float largest = NOTHING;
+    largest[i] = NOTHING;
     total[i] = 0;
-    soften(scores + i * keys, keys, &largest, total + i);
+    soften(scores + i * keys, keys, largest + i, total + i);
   }
-  for (int64_t j = 0; j < keys; ++j) {
-    load_row(at(p.v, p.dtype, b, key_head, j), p.dtype, depth, row);
-    for (int64_t i = 0; i < rows; ++i) {
-      const float weight = scores[i * keys + j];
-      for (int64_t d = 0; d < depth; ++d) sums[i * depth + d] += weight * row[d];
+  std::memset(part, 0, rows * padded * sizeof(float));
+  for (int64_t first = 0; first < keys; first += KEYS) {
+    const int64_t count = keys - first < KEYS ? keys - first : KEYS;
+    load_block(p, p.v, b, key_head, j0 + first, count, padded, block);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      for (int64_t i = 0; i < rows; ++i) {
+        std::memcpy(sums + i * PANEL, part + i * padded + panel * PANEL, PANEL * sizeof(float));
+      }
+      for (int64_t i = 0; i < rows; i += Isa::TILE_ROWS) {
+        with_count<Isa::TILE_ROWS>(rows - i, [&]<int ROWS>() {
+          float_tile<ROWS>(scores + i * keys + first, keys, block + panel * PANEL, padded, count, sums + i * PANEL);
+        });
+      }
+      for (int64_t i = 0; i < rows; ++i) {
+        std::memcpy(part + i * padded + panel * PANEL, sums + i * PANEL, PANEL * sizeof(float));
+      }
     }
   }
+}
+
+// Floats of such a part.
+int64_t attention_part(const Attention& p) { return p.heads / p.key_heads * p.queries * (padded_depth(p) + 2); }
+
+// Puts the parts of a key head together, in their order.
+void attention_join(const Attention& p, int64_t b, int64_t key_head, float* parts, int64_t count) {
+  const int64_t group = p.heads / p.key_heads, rows = group * p.queries, padded = padded_depth(p);
+  const int64_t floats = attention_part(p);
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t d = 0; d < depth; ++d) sums[i * depth + d] /= total[i];
-    attention_store(p, b, key_head * group + i / p.queries, i % p.queries, sums + i * depth);
+    float largest = NOTHING, total = 0;
+    for (int64_t c = 0; c < count; ++c) {
+      const float high = parts[c * floats + rows * padded + i];
+      largest = high > largest ? high : largest;
+    }
+    float* y = parts + i * padded;
+    for (int64_t c = 0; c < count; ++c) {
+      const float* part = parts + c * floats;
+      const float weight = exponential(part[rows * padded + i] - largest);
+      total += weight * part[rows * padded + rows + i];
+      for (int64_t d = 0; d < p.depth; ++d) y[d] = (c == 0 ? 0 : y[d]) + weight * part[i * padded + d];
+    }
+    for (int64_t d = 0; d < p.depth; ++d) y[d] /= total;
+    attention_store(p, b, key_head * group + i / p.queries, i % p.queries, y);
   }
 }

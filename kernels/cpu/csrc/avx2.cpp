@@ -9,7 +9,7 @@ struct Isa : X86With256Bits {
   static constexpr const char* NAME = "avx2";
   using Code = int16_t;
   using Packed = int16_t;
-  static constexpr int DEPTH = 2, BIAS = 0, DOT_FEATURES = 2, DOT_CODES = 4, IN_PLACE_CODES = 4;
+  static constexpr int DEPTH = 2, BIAS = 0, DOT_FEATURES = 2, DOT_CODES = 4, IN_PLACE_CODES = 4, STREAMED_ROWS = 1;
 
   using X86With256Bits::multiply_add;
   static Vector multiply_add(Vector sum, Vector codes, Vector weights) {

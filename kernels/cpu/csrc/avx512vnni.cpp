@@ -14,7 +14,7 @@ struct Isa {
   using Packed = int8_t;   // of the weight
   static constexpr int LANES = 16, DEPTH = 4, BIAS = 128;
   static constexpr int TILE_ROWS = 6, TILE_VECTORS = 4;  // 24 of 32 registers hold sums
-  static constexpr int DOT_FEATURES = 2, DOT_CODES = 8, IN_PLACE_CODES = 16;
+  static constexpr int DOT_FEATURES = 2, DOT_CODES = 8, IN_PLACE_CODES = 16, STREAMED_ROWS = 4;
 
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
   static Vector zero() { return _mm512_setzero_si512(); }
@@ -31,6 +31,8 @@ struct Isa {
   static Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
   static void store_floats(float* p, Floats v) { _mm512_storeu_ps(p, v); }
   static Floats multiply_add(Floats sum, float a, Floats b) { return _mm512_fmadd_ps(_mm512_set1_ps(a), b, sum); }
+  static Floats multiply_add(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
+  static float sum(Floats v) { return _mm512_reduce_add_ps(v); }
   static void load_fp16(const uint16_t* x, float* out) {
     _mm512_storeu_ps(out, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))));
   }
@@ -87,33 +89,50 @@ struct Isa {
     Vector sum[ALL + 3];
     UNROLL
     for (int i = 0; i < ALL + 3; ++i) sum[i] = zero();
-    const auto step = [&](const auto& weights_of, int64_t j) {
-      Vector weights[FEATURES];
+    const auto step = [&]<int FIRST, int ROWS>(const auto& weights_of, int64_t j) {
+      Vector weights[ROWS];
       UNROLL
-      for (int f = 0; f < FEATURES; ++f) {
-        weights[f] = weights_of(f);
-        if constexpr (COLUMN_SUMS) sum[FEATURES * COUNT + f] = column_sums(sum[FEATURES * COUNT + f], weights[f]);
+      for (int f = 0; f < ROWS; ++f) {
+        weights[f] = weights_of(FIRST + f);
+        if constexpr (COLUMN_SUMS) {
+          Vector& total = sum[FEATURES * COUNT + FIRST + f];
+          total = column_sums(total, weights[f]);
+        }
       }
       UNROLL
       for (int i = 0; i < COUNT; ++i) {
         const Vector x = load(codes + i * stride + j);
         UNROLL
-        for (int f = 0; f < FEATURES; ++f) sum[f * COUNT + i] = multiply_add(sum[f * COUNT + i], x, weights[f]);
-      }
-    };
-    int64_t j = 0;
-    for (; j + 64 <= k; j += 64) {
-      if constexpr (COLUMN_SUMS) {
-        UNROLL
-        for (int f = 0; f < FEATURES; ++f) {
-          _mm_prefetch(reinterpret_cast<const char*>(w + f * row_stride + j + ahead), _MM_HINT_T0);
+        for (int f = 0; f < ROWS; ++f) {
+          Vector& total = sum[(FIRST + f) * COUNT + i];
+          total = multiply_add(total, x, weights[f]);
         }
       }
-      step([&](int f) { return load(w + f * row_stride + j); }, j);
-    }
-    if (j < k) {
-      const __mmask64 mask = (__mmask64(1) << (k - j)) - 1;
-      step([&](int f) { return _mm512_maskz_loadu_epi8(mask, w + f * row_stride + j); }, j);
+    };
+    const auto pass = [&]<int FIRST, int ROWS>() {
+      int64_t j = 0;
+      for (; j + 64 <= k; j += 64) {
+        if constexpr (COLUMN_SUMS) {
+          UNROLL
+          for (int f = FIRST; f < FIRST + ROWS; ++f) {
+            _mm_prefetch(reinterpret_cast<const char*>(w + f * row_stride + j + ahead), _MM_HINT_T0);
+          }
+        }
+        step.template operator()<FIRST, ROWS>([&](int f) { return load(w + f * row_stride + j); }, j);
+      }
+      if (j < k) {
+        const __mmask64 mask = (__mmask64(1) << (k - j)) - 1;
+        step.template operator()<FIRST, ROWS>(
+            [&](int f) { return _mm512_maskz_loadu_epi8(mask, w + f * row_stride + j); }, j);
+      }
+    };
+    if constexpr (FEATURES == STREAMED_ROWS) {  // row by row, but their sums are reduced together
+      pass.template operator()<0, 1>();
+      pass.template operator()<1, 1>();
+      pass.template operator()<2, 1>();
+      pass.template operator()<3, 1>();
+    } else {
+      pass.template operator()<0, FEATURES>();
     }
     int32_t all[ALL + 3];
     UNROLL

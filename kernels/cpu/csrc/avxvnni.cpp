@@ -9,7 +9,7 @@ struct Isa : X86With256Bits {
   static constexpr const char* NAME = "avxvnni";
   using Code = uint8_t;   // of x, in excess of BIAS
   using Packed = int8_t;  // of the weight
-  static constexpr int DEPTH = 4, BIAS = 128, DOT_FEATURES = 2, DOT_CODES = 4, IN_PLACE_CODES = 4;
+  static constexpr int DEPTH = 4, BIAS = 128, DOT_FEATURES = 2, DOT_CODES = 4, IN_PLACE_CODES = 4, STREAMED_ROWS = 1;
 
   using X86With256Bits::multiply_add;
   static Vector multiply_add(Vector sum, Vector codes, Vector weights) {

@@ -48,8 +48,6 @@ struct Decode {
   const float* scale;  // [M]
   int count;           // D, DIGITS or COARSE_DIGITS
   int64_t m;
-  Weight weight;
-  Output y;
 };
 
 struct Prefill {
@@ -59,7 +57,15 @@ struct Prefill {
   const int64_t* outlier_columns;  // [O], ascending
   const float* outliers;           // x in those columns, [M, O]
   int64_t outlier_count;
+};
+
+enum class Activation : int { silu, gelu_tanh };
+
+// What is made of the rows: y = x . weight, or y = activation(x . gate) * (x . weight).
+struct Product {
   Weight weight;
+  Weight gate;  // of the same shape, or with null codes
+  Activation activation;
   Output y;
 };
 
@@ -105,9 +111,9 @@ struct Kernels {
   // or else 16, unless it is spiky: then *fine is set.
   float (*digitize)(const float* row, int64_t k, int64_t plane, void* digits, bool* fine);
   // Output features [n0, n1) of all rows, for few rows.
-  void (*decode)(const Decode& problem, int64_t n0, int64_t n1);
+  void (*decode)(const Decode& rows, const Product& product, int64_t n0, int64_t n1);
   // Output features [n0, n1) of rows [m0, m1).
-  void (*prefill)(const Prefill& problem, int64_t m0, int64_t m1, int64_t n0, int64_t n1);
+  void (*prefill)(const Prefill& rows, const Product& product, int64_t m0, int64_t m1, int64_t n0, int64_t n1);
   // Quantizes one row of a weight; returns its scale.
   float (*quantize_weight)(const float* row, int64_t k, int8_t* codes);
   // Output features [n0, n1) of a float layer.
@@ -117,8 +123,14 @@ struct Kernels {
   void (*attention_pack)(const Attention& problem, int64_t b, int64_t key_head, float* workspace);
   void (*attention_prefill)(const Attention& problem, int64_t b, int64_t key_head, int64_t q0, int64_t q1,
                             const float* workspace);
-  // Few queries of one key head.
-  void (*attention_decode)(const Attention& problem, int64_t b, int64_t key_head);
+  // Few queries of one key head: floats of a part, which is made of keys [j0, j1), and what all its parts come to.
+  int64_t (*attention_part)(const Attention& problem);
+  void (*attention_decode)(const Attention& problem, int64_t b, int64_t key_head, int64_t j0, int64_t j1, float* part);
+  void (*attention_join)(const Attention& problem, int64_t b, int64_t key_head, float* parts, int64_t count);
+  // Normalizes a row, which is overwritten, into y from element `offset` on.
+  void (*rms_norm)(float* row, const float* weight, int64_t k, float eps, const Output& y, int64_t offset);
+  // Rotary embedding of one row, in place.
+  void (*rotate)(void* row, Dtype dtype, int64_t depth, const float* cosine, const float* sine);
 };
 
 // The instruction sets compiled in that this processor has, best first; the last one is always there.

@@ -12,7 +12,7 @@ struct Isa {
   using Floats = float32x4_t;
   using Code = int8_t;
   using Packed = int8_t;
-  static constexpr int LANES = 4, DEPTH = 4, BIAS = 0, DOT_FEATURES = 3, DOT_CODES = 8, IN_PLACE_CODES = 8;
+  static constexpr int LANES = 4, DEPTH = 4, BIAS = 0, DOT_FEATURES = 3, DOT_CODES = 8, IN_PLACE_CODES = 8, STREAMED_ROWS = 1;
   static constexpr int TILE_ROWS = 6, TILE_VECTORS = 4;  // 24 of 32 registers hold sums
 
   static void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
@@ -33,6 +33,8 @@ struct Isa {
   static Floats load_floats(const float* p) { return vld1q_f32(p); }
   static void store_floats(float* p, Floats v) { vst1q_f32(p, v); }
   static Floats multiply_add(Floats sum, float a, Floats b) { return vfmaq_n_f32(sum, b, a); }
+  static Floats multiply_add(Floats sum, Floats a, Floats b) { return vfmaq_f32(sum, a, b); }
+  static float sum(Floats v) { return vaddvq_f32(v); }
   static void load_fp16(const uint16_t* x, float* out) {
     vst1q_f32(out, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x))));
   }

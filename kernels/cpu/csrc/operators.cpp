@@ -1,186 +1,29 @@
-// The operators on a CPU: they choose outliers, scales and tasks, and call the kernels of the instruction set in use.
+// The int8 operators on a CPU.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
-#include <numeric>
 #include <string>
 #include <vector>
 
 #include "arena.h"
 #include "kernels.h"
+#include "linear.h"
+#include "operators.h"
 #include "parallel.h"
+#include "tensors.h"
 
 namespace llmint8 {
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-constexpr int64_t DECODE_ROWS = 8;        // as in the reference
-constexpr int64_t PREFILL_ROWS = 2048;    // quantized at a time: bounds the workspace
-constexpr int64_t TASK_ROWS = 512;        // of a task: its sums stay in the second cache
-constexpr int64_t TASK_BYTES = 64 << 10;  // of the weight in a decode task
-
-const Kernels* kernels = available_kernels()[0];
-
-std::optional<Dtype> dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat:
-      return Dtype::fp32;
-    case at::kBFloat16:
-      return Dtype::bf16;
-    case at::kHalf:
-      return Dtype::fp16;
-    default:
-      return std::nullopt;
-  }
-}
-
-struct Settings {
-  c10::string_view mode;
-  double threshold;
-  int64_t budget;
-  bool relative, symmetric;
-};
-
-// The rows of x, [M, K].
-struct Rows {
-  const char* data;
-  Dtype dtype;
-  int64_t m, k, row_bytes;
-
-  void load(int64_t row, float* out) const { kernels->load(data + row * row_bytes, dtype, k, out); }
-};
-
-// ---- outlier columns ----
-
-// max_m |x[m, k]|, relative to the root mean square of the row if asked.
-std::vector<float> outlier_scores(const Rows& x, bool relative, int threads) {
-  constexpr int64_t BLOCK = 16;
-  std::vector<float> scores(threads * x.k, 0.f), rows(threads * x.k);
-  parallel((x.m + BLOCK - 1) / BLOCK, threads, [&](int64_t task, int thread) {
-    float* row = rows.data() + thread * x.k;
-    for (int64_t i = task * BLOCK; i < std::min(x.m, (task + 1) * BLOCK); ++i) {
-      x.load(i, row);
-      kernels->score(row, x.k, relative, scores.data() + thread * x.k);
-    }
-  });
-  for (int thread = 1; thread < threads; ++thread) {
-    const float* other = scores.data() + thread * x.k;
-    for (int64_t k = 0; k < x.k; ++k) scores[k] = std::max(scores[k], other[k]);
-  }
-  scores.resize(x.k);
-  return scores;
-}
-
-// In ascending order.
-std::vector<int64_t> outlier_columns(const Rows& x, const OptionalTensor& given, const Settings& settings,
-                                     int threads) {
-  std::vector<int64_t> columns;
-  if (settings.mode == "static") {
-    const Tensor indices = given->to(at::kLong).contiguous();
-    columns.assign(indices.const_data_ptr<int64_t>(), indices.const_data_ptr<int64_t>() + indices.numel());
-    std::sort(columns.begin(), columns.end());
-    columns.erase(std::unique(columns.begin(), columns.end()), columns.end());
-  } else if (settings.mode == "threshold") {
-    const std::vector<float> scores = outlier_scores(x, settings.relative, threads);
-    for (int64_t k = 0; k < x.k; ++k) {
-      if (scores[k] >= static_cast<float>(settings.threshold)) columns.push_back(k);
-    }
-  } else if (settings.mode == "budget" && settings.budget > 0) {
-    columns.resize(x.k);
-    std::iota(columns.begin(), columns.end(), 0);
-    if (settings.budget < x.k) {
-      const std::vector<float> scores = outlier_scores(x, settings.relative, threads);
-      const auto larger = [&](int64_t a, int64_t b) {
-        return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
-      };
-      std::partial_sort(columns.begin(), columns.begin() + settings.budget, columns.end(), larger);
-      columns.resize(settings.budget);
-      std::sort(columns.begin(), columns.end());
-    }
-  }
-  return columns;
-}
-
-// ---- the two regimes ----
-
-void decode(const Rows& x, const Weight& weight, const Output& y) {
-  const int64_t plane = x.m * code_stride(x.k);
-  const Tensor digits = at::empty({DIGITS * plane * kernels->code_bytes}, at::kByte);
-  std::vector<float> scale(x.m), row(x.k);
-  bool all_coarse = true;
-  for (int64_t m = 0; m < x.m; ++m) {
-    bool fine = x.dtype == Dtype::fp32;  // what comes in fp32 keeps the accuracy of fp32
-    x.load(m, row.data());
-    scale[m] = kernels->digitize(row.data(), x.k, plane,
-                                 digits.data_ptr<uint8_t>() + m * code_stride(x.k) * kernels->code_bytes, &fine);
-    all_coarse = all_coarse && !fine;
-  }
-  const Decode problem{digits.data_ptr(), scale.data(), all_coarse ? COARSE_DIGITS : DIGITS, x.m, weight, y};
-  const int64_t panel = kernels->panel;
-  const int64_t step = std::max<int64_t>(panel, TASK_BYTES / x.k / panel * panel);
-  parallel((weight.n + step - 1) / step, threads_to_read(weight.n * weight.k), [&](int64_t task, int) {
-    kernels->decode(problem, task * step, std::min(weight.n, (task + 1) * step));
-  });
-}
-
-void prefill(const Rows& x, const Weight& weight, const Output& y, const OptionalTensor& given,
-             const Settings& settings) {
-  const int threads = at::get_num_threads();
-  const std::vector<int64_t> columns = outlier_columns(x, given, settings, threads);
-  const int64_t count = columns.size(), stride = code_stride(x.k) * kernels->code_bytes, panel = kernels->panel;
-  const int64_t most = std::min(x.m, PREFILL_ROWS);
-  const Tensor codes = at::empty({most * stride}, at::kByte);
-  std::vector<RowScale> scales(most);
-  std::vector<float> outliers(most * count), rows(threads * x.k);
-  for (int64_t start = 0; start < x.m; start += PREFILL_ROWS) {
-    const int64_t m = std::min(PREFILL_ROWS, x.m - start);
-    constexpr int64_t BLOCK = 16;
-    parallel((m + BLOCK - 1) / BLOCK, threads, [&](int64_t task, int thread) {
-      float* row = rows.data() + thread * x.k;
-      for (int64_t i = task * BLOCK; i < std::min(m, (task + 1) * BLOCK); ++i) {
-        x.load(start + i, row);
-        for (int64_t j = 0; j < count; ++j) {
-          outliers[i * count + j] = row[columns[j]];
-          row[columns[j]] = 0;
-        }
-        scales[i] = kernels->quantize(row, x.k, settings.symmetric, codes.data_ptr<uint8_t>() + i * stride);
-      }
-    });
-    const Output block{static_cast<char*>(y.data) + start * weight.n * (y.dtype == Dtype::fp32 ? 4 : 2), y.dtype};
-    const Prefill problem{codes.data_ptr(), scales.data(),   m,     columns.data(),
-                          outliers.data(),  count, weight, block};
-    const int64_t panels = (weight.n + panel - 1) / panel;
-    // Enough tasks for the last ones to end together.
-    int64_t task_rows = std::min(m, TASK_ROWS);
-    while (task_rows > 128 && panels * ((m + task_rows - 1) / task_rows) < 8 * threads) task_rows /= 2;
-    const int64_t blocks = (m + task_rows - 1) / task_rows;
-    parallel(blocks * panels, threads, [&](int64_t task, int) {
-      const int64_t m0 = task / panels * task_rows, n0 = task % panels * panel;
-      kernels->prefill(problem, m0, std::min(m, m0 + task_rows), n0, std::min(weight.n, n0 + panel));
-    });
-  }
-}
-
-// ---- operators ----
-
-const c10::OperatorHandle& find(const char* name) {
-  static thread_local std::vector<std::pair<const char*, c10::OperatorHandle>> found;
-  for (const auto& [known, handle] : found) {
-    if (known == name) return handle;
-  }
-  found.emplace_back(name, c10::Dispatcher::singleton().findSchemaOrThrow(name, ""));
-  return found.back().second;
-}
-
 using Int8Linear = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
                           c10::string_view, double, int64_t, bool, bool);
+using Int8Linears = std::vector<Tensor>(const Tensor&, at::TensorList, at::TensorList, const OptionalTensors&,
+                                        const OptionalTensors&, c10::string_view, double, int64_t, bool, bool);
+using GatedMlp = Tensor(const Tensor&, at::TensorList, at::TensorList, const OptionalTensors&, const OptionalTensors&,
+                        c10::string_view, c10::string_view, double, int64_t, bool, bool);
 
 // Whether the kernels below are for this input; if not, the reference computes it, or says what is wrong with it.
 bool takes(const Tensor& x, const Tensor& weight, const Tensor& weight_scale, const OptionalTensor& bias,
@@ -202,6 +45,48 @@ bool takes(const Tensor& x, const Tensor& weight, const Tensor& weight_scale, co
          settings.mode == "static";
 }
 
+// A layer as the kernels see it. Its tensors are kept, since some may be copies.
+struct Layer {
+  Tensor weight, scale, bias;
+
+  Layer(const Tensor& w, const Tensor& s, const OptionalTensor& b)
+      : weight(w.size(1) == 1 || w.stride(1) == 1 ? w : w.contiguous()), scale(s.contiguous()) {
+    if (b) bias = b->contiguous();
+  }
+
+  Weight view() const {
+    return {weight.const_data_ptr<int8_t>(),
+            weight.stride(0),
+            scale.const_data_ptr<float>(),
+            bias.defined() ? bias.const_data_ptr() : nullptr,
+            bias.defined() ? *dtype_of(bias) : Dtype::fp32,
+            weight.size(0),
+            weight.size(1)};
+  }
+};
+
+// The rows of an input, and the tensor that they lie in.
+struct Input {
+  Tensor tensor;
+  Rows rows;
+
+  explicit Input(const Tensor& x) : tensor(x) {
+    const int64_t k = x.size(-1);
+    int64_t stride = k;
+    if (!x.is_contiguous()) {
+      tensor = x.reshape({-1, k});
+      if (tensor.stride(1) != 1 && k > 1) tensor = tensor.contiguous();
+      stride = tensor.stride(0);
+    }
+    rows = {static_cast<const char*>(tensor.const_data_ptr()), *dtype_of(x), x.numel() / k, k,
+            stride * static_cast<int64_t>(x.element_size())};
+  }
+};
+
+Output output_of(Tensor& y) { return {y.mutable_data_ptr(), *dtype_of(y)}; }
+
+}  // namespace
+
 Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& weight_scale, const OptionalTensor& bias,
                    const OptionalTensor& columns, c10::string_view mode, double threshold, int64_t budget,
                    bool relative, bool symmetric) {
@@ -210,61 +95,86 @@ Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& weight_s
     static const auto reference = find("llmint8::int8_linear_reference").typed<Int8Linear>();
     return reference.call(x, weight, weight_scale, bias, columns, mode, threshold, budget, relative, symmetric);
   }
-  const int64_t n = weight.size(0), k = weight.size(1);
-  Tensor x_rows = x.is_contiguous() ? x : x.reshape({-1, k});
-  if (!x.is_contiguous() && x_rows.stride(1) != 1 && k > 1) x_rows = x_rows.contiguous();
-  const Tensor w = k == 1 || weight.stride(1) == 1 ? weight : weight.contiguous();
-  const Tensor scale = weight_scale.contiguous();
-  const Tensor b = bias ? bias->contiguous() : Tensor();
-  c10::SmallVector<int64_t, 6> shape(x.sizes().begin(), x.sizes().end());
-  shape.back() = n;
-  Tensor y = at::empty(shape, x.options());
-  const int64_t row_stride = x.is_contiguous() ? k : x_rows.stride(0);
-  const Rows rows{static_cast<const char*>(x_rows.const_data_ptr()), *dtype_of(x), x.numel() / k, k,
-                  row_stride * static_cast<int64_t>(x.element_size())};
-  const Weight problem{w.const_data_ptr<int8_t>(),
-                       w.stride(0),
-                       scale.const_data_ptr<float>(),
-                       b.defined() ? b.const_data_ptr() : nullptr,
-                       b.defined() ? *dtype_of(b) : Dtype::fp32,
-                       n,
-                       k};
-  const Output output{y.mutable_data_ptr(), *dtype_of(x)};
-  if (rows.m <= DECODE_ROWS) {
-    decode(rows, problem, output);
-  } else {
-    prefill(rows, problem, output, columns, settings);
-  }
+  const Input input(x);
+  const Layer layer(weight, weight_scale, bias);
+  Tensor y = at::empty(with_features(x, weight.size(0)), x.options());
+  multiply(input.rows, {{layer.view(), {}, {}, output_of(y)}}, columns, settings);
   return y;
 }
 
-Tensor float_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  const auto same = [&](const Tensor& other) {
-    return other.scalar_type() == x.scalar_type() && other.is_cpu() && other.is_contiguous();
-  };
-  const bool streams = x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat;
-  if (!streams || x.dim() == 0 || weight.dim() != 2 || weight.numel() == 0 || x.numel() != weight.size(1) ||
-      x.size(-1) != weight.size(1) || !same(weight) ||
-      (bias && (bias->dim() != 1 || bias->size(0) != weight.size(0) || !same(*bias)))) {
-    static const auto reference = find("llmint8::float_linear_reference")
-                                      .typed<Tensor(const Tensor&, const Tensor&, const OptionalTensor&)>();
-    return reference.call(x, weight, bias);
-  }
-  const int64_t n = weight.size(0), k = weight.size(1), row_bytes = k * static_cast<int64_t>(x.element_size());
-  const Tensor input = x.contiguous();
-  c10::SmallVector<int64_t, 6> shape(x.sizes().begin(), x.sizes().end());
-  shape.back() = n;
-  Tensor y = at::empty(shape, x.options());
-  std::vector<float> row(k);
-  kernels->load(input.const_data_ptr(), *dtype_of(x), k, row.data());
-  const FloatLinear problem{row.data(), weight.const_data_ptr(), bias ? bias->const_data_ptr() : nullptr,
-                            *dtype_of(x), n, k, y.mutable_data_ptr()};
-  const int64_t step = std::max<int64_t>(16, TASK_BYTES / row_bytes / 16 * 16);
-  parallel((n + step - 1) / step, threads_to_read(n * row_bytes), [&](int64_t task, int) {
-    kernels->float_linear(problem, task * step, std::min(n, (task + 1) * step));
-  });
-  return y;
+namespace {
+
+bool same_columns(const OptionalTensor& a, const OptionalTensor& b) {
+  return a && b && (a->is_same(*b) || a->equal(*b));
 }
+
+// Whether layers [0, count) take the same input with the same outlier columns.
+bool take_together(const Tensor& x, at::TensorList weights, at::TensorList scales, const OptionalTensors& biases,
+                   const OptionalTensors& columns, size_t count, const Settings& settings) {
+  if (weights.size() < count || scales.size() < count || biases.size() < count || columns.size() < count) return false;
+  const bool searched = settings.mode != "static" || x.numel() <= DECODE_ROWS * x.size(-1);
+  for (size_t i = 0; i < count; ++i) {
+    if (!takes(x, weights[i], scales[i], biases.get(i), columns.get(i), settings)) return false;
+    if (!searched && !same_columns(columns.get(0), columns.get(i))) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+std::vector<Tensor> int8_linears(const Tensor& x, at::TensorList weights, at::TensorList scales,
+                                 const OptionalTensors& biases, const OptionalTensors& columns, c10::string_view mode,
+                                 double threshold, int64_t budget, bool relative, bool symmetric) {
+  const Settings settings{mode, threshold, budget, relative, symmetric};
+  if (weights.empty() || x.dim() == 0 ||
+      !take_together(x, weights, scales, biases, columns, weights.size(), settings)) {
+    static const auto reference = find("llmint8::int8_linears_reference").typed<Int8Linears>();
+    return reference.call(x, weights, scales, biases, columns, mode, threshold, budget, relative, symmetric);
+  }
+  const Input input(x);
+  std::vector<Layer> layers;
+  std::vector<Product> products;
+  std::vector<Tensor> results;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    layers.emplace_back(weights[i], scales[i], biases.get(i));
+    results.push_back(at::empty(with_features(x, weights[i].size(0)), x.options()));
+    products.push_back({layers[i].view(), {}, {}, output_of(results[i])});
+  }
+  multiply(input.rows, products, columns.get(0), settings);
+  return results;
+}
+
+namespace {
+
+std::optional<Activation> activation_of(c10::string_view name) {
+  if (name == "silu") return Activation::silu;
+  if (name == "gelu_tanh") return Activation::gelu_tanh;
+  return std::nullopt;
+}
+
+}  // namespace
+
+// The weights are those of gate, up and down.
+Tensor gated_mlp(const Tensor& x, at::TensorList weights, at::TensorList scales, const OptionalTensors& biases,
+                 const OptionalTensors& columns, c10::string_view activation, c10::string_view mode, double threshold,
+                 int64_t budget, bool relative, bool symmetric) {
+  const Settings settings{mode, threshold, budget, relative, symmetric};
+  const std::optional<Activation> kind = activation_of(activation);
+  if (!kind || weights.size() != 3 || x.dim() == 0 ||
+      !take_together(x, weights, scales, biases, columns, 2, settings) || weights[0].size(0) != weights[1].size(0)) {
+    static const auto reference = find("llmint8::gated_mlp_reference").typed<GatedMlp>();
+    return reference.call(x, weights, scales, biases, columns, activation, mode, threshold, budget, relative,
+                          symmetric);
+  }
+  const Input input(x);
+  const Layer gate(weights[0], scales[0], biases.get(0)), up(weights[1], scales[1], biases.get(1));
+  Tensor hidden = at::empty(with_features(x, weights[1].size(0)), x.options());
+  multiply(input.rows, {{up.view(), gate.view(), *kind, output_of(hidden)}}, columns.get(0), settings);
+  return int8_linear(hidden, weights[2], scales[2], biases.get(2), columns.get(2), mode, threshold, budget, relative,
+                     symmetric);
+}
+
+namespace {
 
 std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight) {
   if (weight.dim() != 2 || !dtype_of(weight) || weight.numel() == 0) {
@@ -290,52 +200,6 @@ std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight) {
     }
   });
   return {codes, scale};
-}
-
-// Whether the kernels below are for this attention.
-bool takes(const Tensor& q, const Tensor& k, const Tensor& v, bool causal) {
-  if (!dtype_of(q) || k.scalar_type() != q.scalar_type() || v.scalar_type() != q.scalar_type()) return false;
-  if (q.dim() != 4 || k.dim() != 4 || v.sizes() != k.sizes() || q.numel() == 0 || k.numel() == 0) return false;
-  if (k.size(0) != q.size(0) || k.size(3) != q.size(3) || q.size(1) % k.size(1) != 0) return false;
-  if (q.stride(3) != 1 || k.stride(3) != 1 || v.stride(3) != 1) return false;
-  return !causal || q.size(2) == k.size(2);
-}
-
-Heads heads_of(const Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
-
-Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale, bool causal) {
-  if (!takes(q, k, v, causal)) {
-    static const auto reference = find("llmint8::attention_reference")
-                                      .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, double, bool)>();
-    return reference.call(q, k, v, scale, causal);
-  }
-  constexpr int64_t FEW_QUERIES = 4, QUERIES = 64;  // of a decode; of a task
-  const int64_t batch = q.size(0), heads = q.size(1), key_heads = k.size(1), queries = q.size(2), depth = q.size(3);
-  Tensor y = at::empty({batch, queries, heads, depth}, q.options());
-  const Attention problem{heads_of(q), heads_of(k), heads_of(v), *dtype_of(q), batch,
-                          heads,       key_heads,   queries,     k.size(2),    depth,
-                          static_cast<float>(scale), causal, y.mutable_data_ptr()};
-  if (queries <= FEW_QUERIES && !(causal && queries > 1)) {
-    const int64_t bytes = 2 * k.numel() * k.element_size();
-    parallel(batch * key_heads, threads_to_read(bytes), [&](int64_t task, int) {
-      kernels->attention_decode(problem, task / key_heads, task % key_heads);
-    });
-    return y;
-  }
-  const int threads = at::get_num_threads();
-  const Tensor workspace = at::empty({kernels->attention_workspace(problem)}, at::kFloat);
-  float* packed = workspace.data_ptr<float>();
-  parallel(batch * key_heads, threads, [&](int64_t task, int) {
-    kernels->attention_pack(problem, task / key_heads, task % key_heads, packed);
-  });
-  const int64_t blocks = (queries + QUERIES - 1) / QUERIES;
-  parallel(batch * key_heads * blocks, threads, [&](int64_t task, int) {
-    const int64_t head = task % (batch * key_heads);
-    const int64_t q0 = (blocks - 1 - task / (batch * key_heads)) * QUERIES;  // the longest first
-    kernels->attention_prefill(problem, head / key_heads, head % key_heads, q0, std::min(queries, q0 + QUERIES),
-                               packed);
-  });
-  return y;
 }
 
 // ---- gradients ----
@@ -415,9 +279,9 @@ TORCH_LIBRARY(llmint8_cpu, library) {
 
 TORCH_LIBRARY_IMPL(llmint8, CPU, library) {
   library.impl("int8_linear", int8_linear);
+  library.impl("int8_linears", int8_linears);
+  library.impl("gated_mlp", gated_mlp);
   library.impl("quantize_weight", quantize_weight);
-  library.impl("attention", attention);
-  library.impl("float_linear", float_linear);
 }
 
 TORCH_LIBRARY_IMPL(llmint8, AutogradCPU, library) { library.impl("int8_linear", int8_linear_autograd); }

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdint>
 #include <thread>
+#include <vector>
 
 namespace llmint8 {
 
@@ -92,8 +93,39 @@ class Crowd {
   }
 };
 
-// Calls `run(task, thread)` for every task in [0, tasks), on at most `threads` threads. They take tasks one after the
-// other as they come to them.
+// Tasks [0, tasks), dealt out to threads. Each takes its own from the first to the last, so that it goes through memory
+// in one direction, and then what others have not come to yet.
+class Deal {
+ public:
+  Deal(int64_t tasks, int threads) : tasks_(tasks), threads_(threads), next_(threads) {
+    for (int i = 0; i < threads; ++i) next_[i].value.store(first(i), std::memory_order_relaxed);
+  }
+
+  // A task for a thread, or -1 if none is left.
+  int64_t take(int thread) {
+    for (int i = 0; i < threads_; ++i) {
+      const int owner = (thread + i) % threads_;
+      std::atomic<int64_t>& next = next_[owner].value;
+      if (next.load(std::memory_order_relaxed) >= first(owner + 1)) continue;
+      const int64_t task = next.fetch_add(1, std::memory_order_relaxed);
+      if (task < first(owner + 1)) return task;
+    }
+    return -1;
+  }
+
+ private:
+  struct alignas(64) Next {
+    std::atomic<int64_t> value;
+  };
+
+  int64_t first(int thread) const { return tasks_ * thread / threads_; }
+
+  int64_t tasks_;
+  int threads_;
+  std::vector<Next> next_;
+};
+
+// Calls `run(task, thread)` for every task in [0, tasks), on at most `threads` threads.
 template <typename Run>
 void parallel(int64_t tasks, int threads, const Run& run) {
   threads = static_cast<int>(std::min<int64_t>(tasks, threads));
@@ -104,7 +136,7 @@ void parallel(int64_t tasks, int threads, const Run& run) {
   const auto start = Crowd::Clock::now();
   const auto caller = std::this_thread::get_id();
   Crowd::Clock::duration work{0}, last{0};
-  std::atomic<int64_t> next{0};
+  Deal deal(tasks, threads);
   std::atomic<int> started{0};
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     const int thread = started.fetch_add(1, std::memory_order_relaxed);
@@ -112,7 +144,7 @@ void parallel(int64_t tasks, int threads, const Run& run) {
     const bool calling = std::this_thread::get_id() == caller;
     const auto begin = Crowd::Clock::now();
     auto latest = begin;
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+    for (int64_t task; (task = deal.take(thread)) >= 0;) {
       if (calling) latest = Crowd::Clock::now();
       run(task, thread);
     }

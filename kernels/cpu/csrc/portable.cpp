@@ -10,7 +10,7 @@ struct Isa {
   typedef float Floats __attribute__((vector_size(16)));
   using Code = int16_t;
   using Packed = int32_t;
-  static constexpr int LANES = 4, DEPTH = 1, BIAS = 0, DOT_FEATURES = 1, DOT_CODES = 4, IN_PLACE_CODES = 4;
+  static constexpr int LANES = 4, DEPTH = 1, BIAS = 0, DOT_FEATURES = 1, DOT_CODES = 4, IN_PLACE_CODES = 4, STREAMED_ROWS = 1;
   static constexpr int TILE_ROWS = 4, TILE_VECTORS = 2;
 
   static void prefetch(const void*) {}
@@ -30,6 +30,8 @@ struct Isa {
   }
   static void store_floats(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
   static Floats multiply_add(Floats sum, float a, Floats b) { return sum + a * b; }
+  static Floats multiply_add(Floats sum, Floats a, Floats b) { return sum + a * b; }
+  static float sum(Floats v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 
   static void load_fp16(const uint16_t* x, float* out) {
     for (int i = 0; i < LANES; ++i) {

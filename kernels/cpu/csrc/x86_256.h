@@ -27,6 +27,12 @@ struct X86With256Bits {
   static Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }
   static void store_floats(float* p, Floats v) { _mm256_storeu_ps(p, v); }
   static Floats multiply_add(Floats sum, float a, Floats b) { return _mm256_fmadd_ps(_mm256_set1_ps(a), b, sum); }
+  static Floats multiply_add(Floats sum, Floats a, Floats b) { return _mm256_fmadd_ps(a, b, sum); }
+  static float sum(Floats v) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  }
   static void load_fp16(const uint16_t* x, float* out) {
     _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x))));
   }

@@ -23,6 +23,7 @@ from llmint8.integrations.transformers.conversions import (
     ReadBitsandbytesScale,
     Unflatten,
 )
+from llmint8.integrations.transformers.fused import fuse, unfuse
 from llmint8.kernels.cpu import forward_pass
 from llmint8.nn import FloatLinear, Int8Linear
 from llmint8.ops import INPUT_DTYPES
@@ -147,8 +148,7 @@ class Int8HfQuantizer(HfQuantizer):
                     raise CheckpointError(f"{name}.{leaf} is missing in the checkpoint")
                 nn.init.zeros_(tensor)  # as transformers does for a float layer, with its warning
         self._quantize_tied_heads(model)
-        stream_head(model)
-        forward_pass.watch(model)
+        speed_up(model)
         self._tensors = {}
         attach(model, self)
 
@@ -219,12 +219,35 @@ def detach(model: nn.Module) -> None:
     Args:
         model: Any module.
     """
+    slow_down(model)
     if isinstance(getattr(model, "hf_quantizer", None), Int8HfQuantizer):
         model._weight_conversions = without_ours(model)  # type: ignore[assignment]
+        model.hf_quantizer.remove_quantization_config(model)  # type: ignore[operator, union-attr]
+
+
+def speed_up(model: nn.Module) -> None:
+    """Prepares a transformers model with int8 layers for a CPU; on other devices it is as before.
+
+    Args:
+        model: Any module.
+    """
+    if isinstance(model, PreTrainedModel):
+        stream_head(model)
+        fuse(model)
+        forward_pass.watch(model)
+
+
+def slow_down(model: nn.Module) -> None:
+    """Undoes `speed_up`, but for the watch over threads, which changes nothing for a float model.
+
+    Args:
+        model: Any module.
+    """
+    if isinstance(model, PreTrainedModel):
+        unfuse(model)
         for module in model.modules():
             if type(module) is FloatLinear:
                 module.__class__ = nn.Linear  # type: ignore[assignment]
-        model.hf_quantizer.remove_quantization_config(model)  # type: ignore[operator, union-attr]
 
 
 def stream_head(model: PreTrainedModel) -> None:

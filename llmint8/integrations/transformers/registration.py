@@ -25,14 +25,15 @@ def _register_now() -> None:
     from llmint8.config import Int8Config
     from llmint8.integrations.transformers.attention import faster
     from llmint8.integrations.transformers.heads import layers_kept_in_16_bit
-    from llmint8.integrations.transformers.quantizer import Int8HfQuantizer, detach
+    from llmint8.integrations.transformers.quantizer import Int8HfQuantizer, detach, speed_up
     from llmint8.integrations.transformers.saving import make_saving_atomic
-    from llmint8.quantize import after_dequantize, default_skips
+    from llmint8.quantize import after_dequantize, after_quantize, default_skips
 
     AUTO_QUANTIZATION_CONFIG_MAPPING[Int8Config.quant_method] = Int8Config
     AUTO_QUANTIZER_MAPPING[Int8Config.quant_method] = Int8HfQuantizer
     if layers_kept_in_16_bit not in default_skips:
         default_skips.append(layers_kept_in_16_bit)
+        after_quantize.append(speed_up)
         after_dequantize.append(detach)
         make_saving_atomic(PreTrainedModel)
         AttentionInterface.register("sdpa", faster(AttentionInterface()["sdpa"]))

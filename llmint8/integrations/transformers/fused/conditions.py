@@ -1,0 +1,62 @@
+"""When a fused operator may take the place of the modules it stands for."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+
+from llmint8.kernels.cpu import native
+from llmint8.nn import Int8Linear
+from llmint8.ops import INPUT_DTYPES
+
+
+def runs_fused(x: Tensor) -> bool:
+    """Whether an input is computed by the native kernels, without gradients and without a compiler."""
+    return (
+        x.is_cpu
+        and x.dtype in INPUT_DTYPES
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        and not (nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)
+        and native.is_loaded()
+    )
+
+
+def only_int8(layers: Sequence[nn.Module]) -> bool:
+    """Whether layers are plain int8 ones with the same settings, which nobody watches or offloads."""
+    first = layers[0]
+    if type(first) is not Int8Linear:
+        return False
+    settings = first._settings
+    if any(type(layer) is not Int8Linear or layer._settings != settings for layer in layers):
+        return False
+    return not are_watched(layers)
+
+
+def are_watched(modules: Iterable[nn.Module]) -> bool:
+    """Whether a module has hooks, or a `forward` of its own, as accelerate gives it."""
+    for module in modules:
+        members = module.__dict__
+        if members["_forward_hooks"] or members["_forward_pre_hooks"] or "forward" in members:
+            return True
+    return False
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Whether a module has the class that `fuse` gives."""
+    return hasattr(type(module), "_unfused")
+
+
+def tensors(layers: Sequence[nn.Module]) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    """The weights, scales, biases and outlier columns of int8 layers, as the operators take them."""
+    parameters = [layer._parameters for layer in layers]
+    return (
+        [p["weight"] for p in parameters],
+        [p["weight_scale"] for p in parameters],
+        [p["bias"] for p in parameters],
+        [p["outlier_columns"] for p in parameters],
+    )

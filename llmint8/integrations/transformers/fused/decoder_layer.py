@@ -1,0 +1,101 @@
+"""Decoder layers in one operator, for the next token."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from llmint8 import fused_ops
+from llmint8.integrations.transformers.fused import gated_mlp, growing_cache, rms_norm
+from llmint8.integrations.transformers.fused.conditions import are_watched, is_fused, runs_fused
+from llmint8.integrations.transformers.fused.same_code import same_code
+from llmint8.nn import Int8Linear
+
+_ROWS = 8  # that the int8 layers take without quantizing them
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+def fused_forward(base: type[nn.Module]) -> Any | None:
+    """Returns a `forward` for a class of decoder layers, or None if it is none that is known."""
+    if not base.__name__.endswith("DecoderLayer"):
+        return None
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    if not same_code(base.forward, LlamaDecoderLayer.forward):
+        return None
+    plain = base.forward
+
+    def forward(
+        self: Any,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+        use_cache: bool | None = False,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        if (
+            attention_mask is None
+            and hidden_states.shape[1] == 1
+            and hidden_states.shape[0] <= _ROWS
+            and position_embeddings is not None
+            and cache is not None
+            and not kwargs.get("output_attentions")
+            and runs_fused(hidden_states)
+            and (parts := _parts(self)) is not None
+            and (room := growing_cache.room_for_one(cache, self.self_attn.layer_idx, hidden_states)) is not None
+        ):
+            norms, head_norms, eps, add_one, layers, activation = parts
+            output = fused_ops.decoder_layer(
+                hidden_states,
+                *position_embeddings,
+                room.keys,
+                room.values,
+                room.used,
+                [norm["weight"] for norm in norms],
+                [norm["weight"] for norm in head_norms],
+                eps,
+                add_one,
+                [layer["weight"] for layer in layers],
+                [layer["weight_scale"] for layer in layers],
+                [layer["bias"] for layer in layers],
+                self.self_attn.scaling,
+                activation,
+            )
+            room.show_one_more(cache.layers[self.self_attn.layer_idx])
+            return output
+        return plain(
+            self,
+            hidden_states,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            use_cache=use_cache,
+            position_embeddings=position_embeddings,
+            **kwargs,
+        )
+
+    return forward
+
+
+def _parts(layer: Any) -> tuple[Any, ...] | None:
+    """What the operator needs of a layer; None if a part of it is not what the operator computes."""
+    modules = layer._modules
+    attend, mlp = modules["self_attn"], modules["mlp"]
+    if layer.training or not (is_fused(attend) and is_fused(mlp)) or attend.config._attn_implementation != "sdpa":
+        return None
+    inner, outer = attend._modules, mlp._modules
+    layers = [*(inner[name] for name in _PROJECTIONS), *(outer[name] for name in _MLP)]
+    norms = [modules["input_layernorm"], modules["post_attention_layernorm"]]
+    head_norms = [inner["q_norm"], inner["k_norm"]] if "q_norm" in inner else []
+    activation = gated_mlp.activation_name(outer["act_fn"])
+    if activation is None or are_watched((attend, mlp, *layers, *norms, *head_norms)):
+        return None
+    kind = rms_norm.kind(norms[0])
+    if kind is None or any(rms_norm.kind(norm) != kind for norm in (norms[1], *head_norms)):
+        return None
+    if any(type(linear) is not Int8Linear for linear in layers):
+        return None
+    parameters = [[module._parameters for module in group] for group in (norms, head_norms, layers)]
+    return *parameters[:2], *kind, parameters[2], activation

@@ -1,0 +1,43 @@
+"""Gated MLPs in one operator."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from llmint8 import fused_ops
+from llmint8.integrations.transformers.fused.conditions import only_int8, runs_fused, tensors
+from llmint8.integrations.transformers.fused.same_code import same_code
+
+
+def fused_forward(base: type[nn.Module]) -> Any | None:
+    """Returns a `forward` for a class of MLPs, or None if it is none that is known."""
+    if not base.__name__.endswith("MLP"):
+        return None
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    if not same_code(base.forward, LlamaMLP.forward):
+        return None
+    plain = base.forward
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        modules = self._modules
+        layers = (modules["gate_proj"], modules["up_proj"], modules["down_proj"])
+        activation = activation_name(self.act_fn)
+        if activation is None or not only_int8(layers) or not runs_fused(x):
+            return plain(self, x)
+        return fused_ops.gated_mlp(x, *tensors(layers), activation, *layers[0]._settings)
+
+    return forward
+
+
+def activation_name(activation: Any) -> str | None:
+    """The activation by the name that the operator has for it."""
+    from transformers import activations
+
+    if type(activation) in (nn.SiLU, activations.SiLUActivation):
+        return "silu"
+    if type(activation) is activations.GELUTanh:
+        return "gelu_tanh"
+    if type(activation) is nn.GELU and activation.approximate == "tanh":
+        return "gelu_tanh"
+    return None

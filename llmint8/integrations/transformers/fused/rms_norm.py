@@ -1,0 +1,47 @@
+"""RMS norms in one operator."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from llmint8 import fused_ops
+from llmint8.integrations.transformers.fused.conditions import runs_fused
+from llmint8.integrations.transformers.fused.same_code import same_code
+
+# The name of the epsilon, and whether 1 is added to the weight, of each class that is known.
+kinds: dict[type[nn.Module], tuple[str, bool]] = {}
+
+
+def fused_forward(base: type[nn.Module]) -> Any | None:
+    """Returns a `forward` for a class of norms, or None if it is none that is known."""
+    if not base.__name__.endswith("RMSNorm"):
+        return None
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+    from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
+
+    # The two differ in a rounding between, which the fused operator does without.
+    if same_code(base.forward, LlamaRMSNorm.forward) or same_code(base.forward, Olmo2RMSNorm.forward):
+        return _forward(base, "variance_epsilon", add_one=False)
+    if same_code(base.forward, Gemma3RMSNorm.forward) and same_code(base._norm, Gemma3RMSNorm._norm):
+        return _forward(base, "eps", add_one=True)
+    return None
+
+
+def kind(norm: nn.Module) -> tuple[float, bool] | None:
+    """Returns the epsilon of a fused norm, and whether 1 is added to its weight; None if it is none."""
+    known = kinds.get(getattr(type(norm), "_unfused", None))  # type: ignore[arg-type]
+    return None if known is None else (norm.__dict__[known[0]], known[1])
+
+
+def _forward(base: type[nn.Module], eps: str, add_one: bool) -> Any:
+    plain = base.forward
+    kinds[base] = (eps, add_one)
+
+    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+        weight = self._parameters["weight"]
+        if hidden_states.dtype == weight.dtype and runs_fused(hidden_states):
+            return fused_ops.rms_norm(hidden_states, weight, getattr(self, eps), add_one)
+        return plain(self, hidden_states)
+
+    return forward

@@ -1,0 +1,37 @@
+"""Tells whether functions compute the same because they are the same code."""
+
+import inspect
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+
+def same_code(function: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether two functions have the same instructions, names and constants, but for documentation and annotations.
+
+    The globals that they use may still differ.
+
+    Args:
+        function: One, decorated or not.
+        other: Another.
+    """
+    a, b = inspect.unwrap(function), inspect.unwrap(other)
+    if a is b:
+        return True
+    return _essence(a) == _essence(b)
+
+
+def _essence(function: Any) -> tuple[Any, ...] | None:
+    code: CodeType | None = getattr(function, "__code__", None)
+    if code is None:
+        return (function,)
+    constants = code.co_consts[1:] if function.__doc__ is not None else code.co_consts[code.co_consts[:1] == (None,) :]
+    return (
+        code.co_code,
+        constants,
+        code.co_names,
+        code.co_varnames,
+        code.co_freevars,
+        function.__defaults__,
+        function.__kwdefaults__,
+    )
