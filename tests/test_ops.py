@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import llmint8.fused_ops  # noqa: F401  # registers operators
 from llmint8 import Int8Config, Int8Linear, functional, ops
 
 SETTINGS: dict[str, tuple[Any, ...]] = {
@@ -55,7 +56,8 @@ def test_opcheck_what_stays_float(suffix: str, dtype: torch.dtype) -> None:
 
 def test_every_operator_is_checked_above() -> None:
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("llmint8::")}
-    with_reference = {"int8_linear", "quantize_weight", "attention", "float_linear"}
+    fused = {"int8_linears", "gated_mlp", "rms_norm", "rotate", "decoder_layer"}  # in test_fused_ops.py
+    with_reference = {"int8_linear", "quantize_weight", "attention", "float_linear", *fused}
     references = {f"{name}_reference" for name in with_reference}
     assert names == {*with_reference, *references, "int8_linear_grad_input", "dequantize_weight"}
 

@@ -1,15 +1,17 @@
-"""`FloatLinear`: an `nn.Linear` that stays floating point and is fast for one row on a CPU."""
+"""`FloatLinear`: an `nn.Linear` that stays floating point and is fast for a few rows on a CPU."""
 
 import torch
 from torch import Tensor, nn
 
 from llmint8 import ops
 
+_ROWS = 8  # for more, arithmetic takes longer than reading the weight
+
 
 class FloatLinear(nn.Linear):
     """A linear layer that is not quantized, such as the head of a language model.
 
-    It is an `nn.Linear` in everything but the time that one row in bf16 or fp32 takes on a CPU: PyTorch reads the
+    It is an `nn.Linear` in everything but the time that a few rows in bf16 or fp32 take on a CPU: PyTorch reads the
     weight at half the speed of memory, and of a small model's bytes the head has a third.
     """
 
@@ -26,7 +28,7 @@ class FloatLinear(nn.Linear):
         trained = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         if (
             input.device.type != "cpu"
-            or input.numel() != self.in_features
+            or not 0 < input.numel() <= _ROWS * self.in_features
             or (torch.is_grad_enabled() and trained)
             or torch.is_autocast_enabled("cpu")
         ):

@@ -22,10 +22,11 @@ struct Isa {
   static void store(void* p, Vector v) { _mm512_storeu_si512(p, v); }
   static Vector broadcast(const Code* codes) { return _mm512_set1_epi32(*reinterpret_cast<const int*>(codes)); }
   static Vector multiply_add(Vector sum, Vector codes, Vector weights) {
-    return _mm512_dpbusd_epi32(sum, codes, weights);
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(weights));
+    return sum;
   }
   static Vector column_sums(Vector sum, Vector weights) {
-    return _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), weights);
+    return multiply_add(sum, _mm512_set1_epi8(1), weights);
   }
   static Floats zero_floats() { return _mm512_setzero_ps(); }
   static Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
@@ -33,6 +34,10 @@ struct Isa {
   static Floats multiply_add(Floats sum, float a, Floats b) { return _mm512_fmadd_ps(_mm512_set1_ps(a), b, sum); }
   static Floats multiply_add(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
   static float sum(Floats v) { return _mm512_reduce_add_ps(v); }
+  static Floats load_bf16(const uint16_t* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+  }
   static void load_fp16(const uint16_t* x, float* out) {
     _mm512_storeu_ps(out, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))));
   }
@@ -80,66 +85,74 @@ struct Isa {
     return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
   }
 
-  // The products of FEATURES rows of the weight with COUNT rows of codes, totals[FEATURES, COUNT], and, if asked, after
-  // them the sums of the rows of the weight.
-  template <int FEATURES, int COUNT, bool COLUMN_SUMS>
-  static void dot(const Code* codes, int64_t stride, const int8_t* w, int64_t row_stride, int64_t k, int64_t ahead,
-                  int32_t* totals) {
-    constexpr int ALL = FEATURES * (COUNT + COLUMN_SUMS);
-    Vector sum[ALL + 3];
-    UNROLL
-    for (int i = 0; i < ALL + 3; ++i) sum[i] = zero();
-    const auto step = [&]<int FIRST, int ROWS>(const auto& weights_of, int64_t j) {
+  // Adds the products of ROWS rows of the weight with COUNT rows of codes to sum[ROWS][COUNT], and, if asked, the sums of
+  // the rows to column_sum. Without lambdas, since the compiler copies registers where it has to look through them.
+  template <int ROWS, int COUNT, bool COLUMN_SUMS>
+  static void add_dots(const Code* codes, int64_t stride, const int8_t* w, int64_t row_stride, int64_t k, int64_t ahead,
+                       Vector (&sum)[ROWS][COUNT], Vector (&column_sum)[ROWS]) {
+    const int64_t whole = k / 64 * 64;
+    if (whole < k) {
+      const __mmask64 mask = (__mmask64(1) << (k - whole)) - 1;
+      UNROLL
+      for (int f = 0; f < ROWS; ++f) {
+        const Vector weights = _mm512_maskz_loadu_epi8(mask, w + f * row_stride + whole);
+        if constexpr (COLUMN_SUMS) column_sum[f] = column_sums(column_sum[f], weights);
+        UNROLL
+        for (int i = 0; i < COUNT; ++i) sum[f][i] = multiply_add(sum[f][i], load(codes + i * stride + whole), weights);
+      }
+    }
+    for (int64_t j = 0; j < whole; j += 64) {
       Vector weights[ROWS];
       UNROLL
       for (int f = 0; f < ROWS; ++f) {
-        weights[f] = weights_of(FIRST + f);
+        weights[f] = load(w + f * row_stride + j);
         if constexpr (COLUMN_SUMS) {
-          Vector& total = sum[FEATURES * COUNT + FIRST + f];
-          total = column_sums(total, weights[f]);
+          _mm_prefetch(reinterpret_cast<const char*>(w + f * row_stride + j + ahead), _MM_HINT_T1);
+          column_sum[f] = column_sums(column_sum[f], weights[f]);
         }
       }
       UNROLL
       for (int i = 0; i < COUNT; ++i) {
         const Vector x = load(codes + i * stride + j);
         UNROLL
-        for (int f = 0; f < ROWS; ++f) {
-          Vector& total = sum[(FIRST + f) * COUNT + i];
-          total = multiply_add(total, x, weights[f]);
-        }
+        for (int f = 0; f < ROWS; ++f) sum[f][i] = multiply_add(sum[f][i], x, weights[f]);
       }
-    };
-    const auto pass = [&]<int FIRST, int ROWS>() {
-      int64_t j = 0;
-      for (; j + 64 <= k; j += 64) {
-        if constexpr (COLUMN_SUMS) {
-          UNROLL
-          for (int f = FIRST; f < FIRST + ROWS; ++f) {
-            _mm_prefetch(reinterpret_cast<const char*>(w + f * row_stride + j + ahead), _MM_HINT_T0);
-          }
-        }
-        step.template operator()<FIRST, ROWS>([&](int f) { return load(w + f * row_stride + j); }, j);
-      }
-      if (j < k) {
-        const __mmask64 mask = (__mmask64(1) << (k - j)) - 1;
-        step.template operator()<FIRST, ROWS>(
-            [&](int f) { return _mm512_maskz_loadu_epi8(mask, w + f * row_stride + j); }, j);
-      }
-    };
-    if constexpr (FEATURES == STREAMED_ROWS) {  // row by row, but their sums are reduced together
-      pass.template operator()<0, 1>();
-      pass.template operator()<1, 1>();
-      pass.template operator()<2, 1>();
-      pass.template operator()<3, 1>();
-    } else {
-      pass.template operator()<0, FEATURES>();
     }
-    int32_t all[ALL + 3];
+  }
+
+  // The products of FEATURES rows of the weight with COUNT rows of codes, totals[FEATURES, COUNT], and, if asked, after
+  // them the sums of the rows of the weight.
+  template <int FEATURES, int COUNT, bool COLUMN_SUMS>
+  static void dot(const Code* codes, int64_t stride, const int8_t* w, int64_t row_stride, int64_t k, int64_t ahead,
+                  int32_t* totals) {
+    constexpr int PRODUCTS = FEATURES * COUNT, ALL = PRODUCTS + (COLUMN_SUMS ? FEATURES : 0);
+    constexpr int ROWS = FEATURES == STREAMED_ROWS ? 1 : FEATURES;  // row by row, but reduced together
+    Vector all[ALL + 3];
+    UNROLL
+    for (int first = 0; first < FEATURES; first += ROWS) {
+      Vector sum[ROWS][COUNT], column_sum[ROWS];
+      UNROLL
+      for (int f = 0; f < ROWS; ++f) {
+        column_sum[f] = zero();
+        UNROLL
+        for (int i = 0; i < COUNT; ++i) sum[f][i] = zero();
+      }
+      add_dots<ROWS, COUNT, COLUMN_SUMS>(codes, stride, w + first * row_stride, row_stride, k, ahead, sum, column_sum);
+      UNROLL
+      for (int f = 0; f < ROWS; ++f) {
+        UNROLL
+        for (int i = 0; i < COUNT; ++i) all[(first + f) * COUNT + i] = sum[f][i];
+        if constexpr (COLUMN_SUMS) all[PRODUCTS + first + f] = column_sum[f];
+      }
+    }
+    UNROLL
+    for (int i = ALL; i < ALL + 3; ++i) all[i] = zero();
+    int32_t results[ALL + 3];
     UNROLL
     for (int i = 0; i < ALL; i += 4) {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(all + i), reduce(sum[i], sum[i + 1], sum[i + 2], sum[i + 3]));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(results + i), reduce(all[i], all[i + 1], all[i + 2], all[i + 3]));
     }
-    for (int i = 0; i < ALL; ++i) totals[i] = all[i];
+    for (int i = 0; i < ALL; ++i) totals[i] = results[i];
   }
 };
 

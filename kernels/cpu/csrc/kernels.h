@@ -85,14 +85,16 @@ struct Attention {
   void* y;      // [batch, queries, heads, depth]
 };
 
-// A float weight, bf16 or fp32, that is read once, for one row.
+constexpr int MAX_FLOAT_ROWS = 8;
+
+// A float weight, bf16 or fp32, that is read once, for 1 to MAX_FLOAT_ROWS rows.
 struct FloatLinear {
-  const float* x;      // [K]
+  const float* x;      // [M, K]
   const void* weight;  // [N, K]
   const void* bias;    // [N] or null
   Dtype dtype;         // of the weight, the bias and y
-  int64_t n, k;
-  void* y;  // [N]
+  int64_t m, n, k;
+  void* y;  // [M, N]
 };
 
 // The kernels of one instruction set. Each works on its own rows of the output and writes nothing else, so tasks run
@@ -137,8 +139,12 @@ struct Kernels {
 // Ends with a null pointer.
 const Kernels* const* available_kernels();
 
-// Codes from one row to the next: whole vectors, and an odd number of them, so that rows do not compete for the same
-// places of a cache.
-constexpr int64_t code_stride(int64_t k) { return ((k + ALIGNMENT - 1) / ALIGNMENT | 1) * ALIGNMENT; }
+// Codes from one row to the next: whole vectors, in a number that keeps rows from competing for the same places of a cache
+// with 64 sets of lines: any odd one for short rows. Of long ones a part at a time is in the cache, and an odd multiple of
+// 8 spreads these parts over all sets.
+constexpr int64_t code_stride(int64_t k) {
+  const int64_t lines = (k + ALIGNMENT - 1) / ALIGNMENT;
+  return (lines <= 32 ? lines | 1 : lines + (24 - lines % 16) % 16) * ALIGNMENT;
+}
 
 }  // namespace llmint8

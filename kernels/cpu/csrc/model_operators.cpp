@@ -20,8 +20,8 @@ Tensor float_linear(const Tensor& x, const Tensor& weight, const OptionalTensor&
     return other.scalar_type() == x.scalar_type() && other.is_cpu() && other.is_contiguous();
   };
   const bool streams = x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat;
-  if (!streams || x.dim() == 0 || weight.dim() != 2 || weight.numel() == 0 || x.numel() != weight.size(1) ||
-      x.size(-1) != weight.size(1) || !same(weight) ||
+  if (!streams || x.dim() == 0 || x.numel() == 0 || weight.dim() != 2 || weight.numel() == 0 ||
+      x.size(-1) != weight.size(1) || x.numel() > MAX_FLOAT_ROWS * x.size(-1) || !same(weight) ||
       (bias && (bias->dim() != 1 || bias->size(0) != weight.size(0) || !same(*bias)))) {
     static const auto reference = find("llmint8::float_linear_reference")
                                       .typed<Tensor(const Tensor&, const Tensor&, const OptionalTensor&)>();
@@ -30,10 +30,10 @@ Tensor float_linear(const Tensor& x, const Tensor& weight, const OptionalTensor&
   const int64_t n = weight.size(0), k = weight.size(1), row_bytes = k * static_cast<int64_t>(x.element_size());
   const Tensor input = x.contiguous();
   Tensor y = at::empty(with_features(x, n), x.options());
-  std::vector<float> row(k);
-  kernels->load(input.const_data_ptr(), *dtype_of(x), k, row.data());
-  const FloatLinear problem{row.data(), weight.const_data_ptr(), bias ? bias->const_data_ptr() : nullptr,
-                            *dtype_of(x), n, k, y.mutable_data_ptr()};
+  std::vector<float> rows(x.numel());
+  kernels->load(input.const_data_ptr(), *dtype_of(x), x.numel(), rows.data());
+  const FloatLinear problem{rows.data(), weight.const_data_ptr(), bias ? bias->const_data_ptr() : nullptr,
+                            *dtype_of(x), x.numel() / k, n, k, y.mutable_data_ptr()};
   const int64_t step = std::max<int64_t>(16, TASK_BYTES / row_bytes / 16 * 16);
   parallel((n + step - 1) / step, threads_to_read(n * row_bytes), [&](int64_t task, int) {
     kernels->float_linear(problem, task * step, std::min(n, (task + 1) * step));

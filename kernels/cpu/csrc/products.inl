@@ -146,54 +146,56 @@ void multiply_outliers(const Prefill& p, const Weight& w, int64_t m0, int64_t ro
   }
 }
 
-// As `multiply`, for few codes: they meet the weight where it lies. Its rows come from memory for the first codes, and
-// from the first cache for the others.
+// The products of FEATURES rows of the weight with codes [c, c + COUNT) are added to sums[c + i, j], and, for the first
+// codes, the sums of the rows to column_sums[j]. Those come from memory, and later ones from a cache.
 template <int FEATURES, int COUNT>
-inline void meet(const Code* codes, int64_t stride, int64_t count, const int8_t* w, int64_t row_stride, int64_t k,
-                 int32_t* sums, int32_t* column_sums) {
-  constexpr int64_t AHEAD = 8 << 10;  // bytes to ask for early: at the end of a page the processor looks no further
-  for (int64_t c = 0; c < count; c += COUNT) {
-    with_count<COUNT>(count - c, [&]<int NOW>() {
-      int32_t totals[FEATURES * (NOW + 1)];
-      if (c == 0) {
-        Isa::template dot<FEATURES, NOW, true>(codes, stride, w, row_stride, k, AHEAD, totals);
-      } else {
-        Isa::template dot<FEATURES, NOW, false>(codes + c * stride, stride, w, row_stride, k, 0, totals);
-      }
-      for (int j = 0; j < FEATURES; ++j) {
-        for (int i = 0; i < NOW; ++i) sums[(c + i) * PANEL + j] += totals[j * NOW + i];
-        if (c == 0) column_sums[j] += totals[FEATURES * NOW + j];
-      }
-    });
+inline void meet(const Code* codes, int64_t stride, int64_t c, const int8_t* w, int64_t row_stride, int64_t k,
+                 int64_t ahead, int32_t* sums, int32_t* column_sums) {
+  int32_t totals[FEATURES * (COUNT + 1)];
+  if (c == 0) {
+    Isa::template dot<FEATURES, COUNT, true>(codes, stride, w, row_stride, k, ahead, totals);
+    for (int j = 0; j < FEATURES; ++j) column_sums[j] += totals[FEATURES * COUNT + j];
+  } else {
+    Isa::template dot<FEATURES, COUNT, false>(codes + c * stride, stride, w, row_stride, k, 0, totals);
+  }
+  for (int j = 0; j < FEATURES; ++j) {
+    for (int i = 0; i < COUNT; ++i) sums[(c + i) * PANEL + j] += totals[j * COUNT + i];
   }
 }
 
+// As `multiply`, for few codes: they meet the weight where it lies.
 void multiply_in_place(const Code* codes, int64_t stride, int64_t count, const int8_t* w, int64_t row_stride,
                        int features, int64_t k, int32_t* sums, int32_t* column_sums) {
   constexpr int ALONE = 4;  // up to so many codes, rows of the weight stream best one after the other
-  // The codes that a block meets stay in the first cache.
-  const int64_t fit = (32 << 10) / (count * int64_t(sizeof(Code))) / 64 * 64;
-  const int64_t block = count <= DIGITS || k <= fit ? k : fit;
+  constexpr int64_t AHEAD = 16 << 10;
+  // The codes that are met at a time stay in the first cache, and what they meet in the second until the last have met it.
+  constexpr int64_t FIT = (16 << 10) / (Isa::DOT_CODES * int64_t(sizeof(Code))) / 64 * 64;
+  const int64_t block = count <= ALONE || k <= FIT ? k : FIT;
   std::memset(sums, 0, count * PANEL * sizeof(int32_t));
   std::memset(column_sums, 0, PANEL * sizeof(int32_t));
-  for (int64_t start = 0; start < k; start += block, codes += block, w += block) {
+  const auto sweep = [&]<int ROWS, int COUNT>(const Code* x, int64_t c, const int8_t* rows, int64_t depth, int64_t ahead) {
+    int j = 0;
+    for (; j + ROWS <= features; j += ROWS) {
+      meet<ROWS, COUNT>(x, stride, c, rows + j * row_stride, row_stride, depth, ahead, sums + j, column_sums + j);
+    }
+    for (; j < features; ++j) {
+      meet<1, COUNT>(x, stride, c, rows + j * row_stride, row_stride, depth, ahead, sums + j, column_sums + j);
+    }
+  };
+  for (int64_t start = 0; start < k; start += block) {
     const int64_t depth = k - start < block ? k - start : block;
-    for (int j = 0; j < features;) {
-      const int8_t* row = w + j * row_stride;
-      if (count <= ALONE && features - j >= Isa::STREAMED_ROWS) {
-        meet<Isa::STREAMED_ROWS, ALONE>(codes, stride, count, row, row_stride, depth, sums + j, column_sums + j);
-        j += Isa::STREAMED_ROWS;
-      } else if (count <= ALONE) {
-        meet<1, ALONE>(codes, stride, count, row, row_stride, depth, sums + j, column_sums + j);
-        j += 1;
-      } else if (features - j < Isa::DOT_FEATURES) {
-        meet<1, Isa::DOT_CODES>(codes, stride, count, row, row_stride, depth, sums + j, column_sums + j);
-        j += 1;
-      } else {
-        meet<Isa::DOT_FEATURES, Isa::DOT_CODES>(codes, stride, count, row, row_stride, depth, sums + j,
-                                                column_sums + j);
-        j += Isa::DOT_FEATURES;
-      }
+    // Asked for early, into the second cache: the first can wait for too few lines at once.
+    const int64_t ahead = count <= ALONE ? AHEAD : (AHEAD + depth - 1) / depth * row_stride;
+    if (count <= ALONE) {
+      with_count<ALONE>(count, [&]<int COUNT>() {
+        sweep.template operator()<Isa::STREAMED_ROWS, COUNT>(codes + start, 0, w + start, depth, ahead);
+      });
+      continue;
+    }
+    for (int64_t c = 0; c < count; c += Isa::DOT_CODES) {
+      with_count<Isa::DOT_CODES>(count - c, [&]<int COUNT>() {
+        sweep.template operator()<Isa::DOT_FEATURES, COUNT>(codes + start, c, w + start, depth, ahead);
+      });
     }
   }
 }
