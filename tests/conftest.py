@@ -13,6 +13,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from llmint8.default_model import default_model
+from llmint8.integrations.transformers.fused import unfuse
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -102,6 +103,17 @@ def run_model() -> Callable[[PreTrainedModel], torch.Tensor]:
             inputs["decoder_input_ids"] = tokens
         with torch.no_grad():
             return model(**inputs).logits
+
+    return run
+
+
+@pytest.fixture
+def run_unfused(run_model: Callable[[PreTrainedModel], torch.Tensor]) -> Callable[[PreTrainedModel], torch.Tensor]:
+    """Returns a function like `run_model` that leaves a model unfused, as hooks and compilers do, for the same bits."""
+
+    def run(model: PreTrainedModel) -> torch.Tensor:
+        unfuse(model)
+        return run_model(model)
 
     return run
 

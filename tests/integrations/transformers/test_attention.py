@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 import llmint8
 from llmint8 import ops
 from llmint8.integrations.transformers import attention
+from llmint8.integrations.transformers.fused import unfuse
 from llmint8.nn import FloatLinear
 
 TOKENS = torch.randint(0, 160, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -50,6 +51,7 @@ def test_generation_is_that_of_transformers(
 ) -> None:
     model = llmint8.from_pretrained(make_checkpoint())
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    unfuse(model)
     ours = model.generate(TOKENS, **options)
     assert {shape[2] for shape in calls} == {20, 1}
     monkeypatch.setattr(attention, "is_ours", lambda module: False)

@@ -91,20 +91,20 @@ def test_sharded_16_bit_checkpoints_load_the_same(make_checkpoint: MakeCheckpoin
 @pytest.mark.parametrize("stage", ["16-bit", "int8"])
 @pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}, "some on disk", "all on disk"], ids=str)
 def test_device_maps_give_the_same_logits(
-    device_map: str | dict, stage: str, make_checkpoint: MakeCheckpoint, run_model: RunModel, tmp_path: Path
+    device_map: str | dict, stage: str, make_checkpoint: MakeCheckpoint, run_unfused: RunModel, tmp_path: Path
 ) -> None:
     folder = make_checkpoint("llama", torch.bfloat16)
     model = llmint8.from_pretrained(folder)
-    expected = run_model(model)
+    expected = run_unfused(model)
     if stage == "int8":
         folder = tmp_path / "int8"
         model.save_pretrained(folder)
     device_map = {"some on disk": disk_map(folder), "all on disk": {"": "disk"}}.get(str(device_map), device_map)
     model = llmint8.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path / "offload")
     for _ in range(2):
-        assert torch.equal(run_model(model), expected)
+        assert torch.equal(run_unfused(model), expected)
     model.save_pretrained(tmp_path / "again")
-    assert torch.equal(run_model(llmint8.from_pretrained(tmp_path / "again")), expected)
+    assert torch.equal(run_unfused(llmint8.from_pretrained(tmp_path / "again")), expected)
 
 
 KEPT = {
@@ -316,14 +316,14 @@ def test_runtime_settings_of_an_int8_checkpoint(
         assert all(layer.int8_config == config for _, layer in int8_layers(model))
 
 
-def test_the_whole_model_compiles_into_one_graph(make_checkpoint: MakeCheckpoint, run_model: RunModel) -> None:
+def test_the_whole_model_compiles_into_one_graph(make_checkpoint: MakeCheckpoint, run_unfused: RunModel) -> None:
     """With outliers on. torch's own rounding of fused operations is left out by running the graph as it is.
 
     A traced model always makes a mask, for which attention has another kernel, so bits are compared with the eager one.
     """
     for settings in ({"attn_implementation": "eager"}, {"threshold": 1.0, "attn_implementation": "eager"}, {}):
         model = llmint8.from_pretrained(make_checkpoint(), **settings)
-        expected = run_model(model)
+        expected = run_unfused(model)
         torch.compiler.reset()
         counter = CompileCounterWithBackend("aot_eager")
         compiled = torch.compile(model, fullgraph=True, backend=counter)
