@@ -65,6 +65,16 @@ class LlmInt8(Transformers):
         self.model = llmint8.from_pretrained(checkpoint, load_in_8bit=True)
 
 
+class LlmInt8Head(Transformers):
+    """This library with its head in 8 bit, too, as llama.cpp has it."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        """Quantizes a checkpoint as it is loaded."""
+        import llmint8
+
+        self.model = llmint8.from_pretrained(checkpoint, load_in_8bit=True, include_modules=["lm_head"])
+
+
 class BitsAndBytes(Transformers):
     """bitsandbytes through transformers' `load_in_8bit`."""
 
@@ -110,6 +120,7 @@ class LlamaCpp:
 
 SYSTEMS: dict[str, type[System]] = {
     "llmint8": LlmInt8,
+    "llmint8 with an 8-bit head": LlmInt8Head,
     "bf16": Transformers,
     "bitsandbytes": BitsAndBytes,
     "llama.cpp": LlamaCpp,

@@ -246,6 +246,8 @@ def _decoder_layer_reference(
     scale: float,
     activation: str,
 ) -> Tensor:
+    if not 0 <= position < keys.shape[2]:
+        raise ValueError(f"there is no room in the cache for token {position}, it has room for {keys.shape[2]}")
     nothing = ([None] * 3, "none", 0.0, 0, False, False)  # outlier columns and settings
     normed = rms_norm(x, norms[0], eps, add_one)
     projected = int8_linears(normed, weights[:3], scales[:3], biases[:3], *nothing)

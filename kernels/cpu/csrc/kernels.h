@@ -105,6 +105,8 @@ struct Kernels {
   int panel;       // output features a GEMM task takes at least
   // Widens k elements to fp32.
   void (*load)(const void* x, Dtype dtype, int64_t k, float* out);
+  // Rounds a row to a dtype, into y from element `offset` on.
+  void (*store)(const float* row, int64_t k, Dtype dtype, void* y, int64_t offset);
   // scores[k] = max(scores[k], |row[k]|), relative to the row's root mean square if asked. NaN and Inf do not count.
   void (*score)(const float* row, int64_t k, bool relative, float* scores);
   // Quantizes a row (its outliers are zero already) and pads it.

@@ -45,6 +45,7 @@ const Kernels KERNELS = {
     sizeof(Code),
     PANEL,
     load_row,
+    store_row,
     score_row,
     quantize_row,
     digitize_row,

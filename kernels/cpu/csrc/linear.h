@@ -11,6 +11,7 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#include "tensors.h"
 
 namespace llmint8 {
 
@@ -26,6 +27,26 @@ struct Settings {
   double threshold;
   int64_t budget;
   bool relative, symmetric;
+};
+
+// A layer as the kernels see it. Its tensors are kept, since some may be copies.
+struct Layer {
+  Tensor weight, scale, bias;
+
+  Layer(const Tensor& w, const Tensor& s, const OptionalTensor& b)
+      : weight(w.size(1) == 1 || w.stride(1) == 1 ? w : w.contiguous()), scale(s.contiguous()) {
+    if (b) bias = b->contiguous();
+  }
+
+  Weight view() const {
+    return {weight.const_data_ptr<int8_t>(),
+            weight.stride(0),
+            scale.const_data_ptr<float>(),
+            bias.defined() ? bias.const_data_ptr() : nullptr,
+            bias.defined() ? *dtype_of(bias) : Dtype::fp32,
+            weight.size(0),
+            weight.size(1)};
+  }
 };
 
 // The rows of x, [M, K].

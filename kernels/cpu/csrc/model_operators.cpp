@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "attention.h"
 #include "kernels.h"
 #include "linear.h"
-#include "operators.h"
 #include "parallel.h"
 #include "tensors.h"
 
@@ -52,33 +52,20 @@ bool takes(const Tensor& q, const Tensor& k, const Tensor& v, bool causal) {
 
 Heads heads_of(const Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
 
-}  // namespace
-
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale, bool causal) {
   if (!takes(q, k, v, causal)) {
     static const auto reference = find("llmint8::attention_reference")
                                       .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, double, bool)>();
     return reference.call(q, k, v, scale, causal);
   }
-  constexpr int64_t FEW_QUERIES = 4, KEYS = 256;  // of a decode, and of a part of it
-  constexpr int64_t QUERIES = 64;                 // of a task of a prefill
+  constexpr int64_t FEW_QUERIES = 4, QUERIES = 64;  // of a decode; of a task of a prefill
   const int64_t batch = q.size(0), heads = q.size(1), key_heads = k.size(1), queries = q.size(2), depth = q.size(3);
   Tensor y = at::empty({batch, queries, heads, depth}, q.options());
   const Attention problem{heads_of(q), heads_of(k), heads_of(v), *dtype_of(q), batch,
                           heads,       key_heads,   queries,     k.size(2),    depth,
                           static_cast<float>(scale), causal, y.mutable_data_ptr()};
   if (queries <= FEW_QUERIES && !(causal && queries > 1)) {
-    // Parts of the keys, equal ones, so that few heads keep many threads busy; as many on any number of threads.
-    const int64_t parts = (problem.keys + KEYS - 1) / KEYS, floats = kernels->attention_part(problem);
-    std::vector<float> sums(batch * key_heads * parts * floats);
-    parallel(batch * key_heads * parts, threads_to_read(2 * k.numel() * k.element_size()), [&](int64_t task, int) {
-      const int64_t head = task / parts, part = task % parts;
-      kernels->attention_decode(problem, head / key_heads, head % key_heads, part * problem.keys / parts,
-                                (part + 1) * problem.keys / parts, sums.data() + task * floats);
-    });
-    for (int64_t head = 0; head < batch * key_heads; ++head) {
-      kernels->attention_join(problem, head / key_heads, head % key_heads, sums.data() + head * parts * floats, parts);
-    }
+    attend(problem);
     return y;
   }
   const int threads = at::get_num_threads();
@@ -97,8 +84,6 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale
   return y;
 }
 
-namespace {
-
 // The fp32 values of a vector.
 std::vector<float> floats_of(const Tensor& vector) {
   std::vector<float> values(vector.numel());
@@ -111,8 +96,6 @@ int threads_for(int64_t elements) {
   constexpr int64_t ELEMENTS = 32 << 10;
   return elements < 2 * ELEMENTS ? 1 : at::get_num_threads();
 }
-
-}  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, bool add_one) {
   const bool takes = dtype_of(x) && x.scalar_type() == weight.scalar_type() && x.dim() > 0 && x.numel() > 0 &&
@@ -144,16 +127,12 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, bool add_one)
   return y;
 }
 
-namespace {
-
 // Whether the kernel below rotates this x by these angles.
 bool takes_rotation(const Tensor& x, const Tensor& angles) {
   return dtype_of(x) && dtype_of(angles) && x.dim() == 4 && angles.dim() == 3 && angles.is_cpu() && x.numel() > 0 &&
          x.stride(3) == 1 && angles.stride(2) == 1 && x.size(3) % 2 == 0 && angles.size(2) == x.size(3) &&
          angles.size(1) == x.size(2) && (angles.size(0) == x.size(0) || angles.size(0) == 1);
 }
-
-}  // namespace
 
 // q and k, [batch, heads, rows, depth], in place; cosine and sine are [batch or 1, rows, depth].
 void rotate(Tensor& q, Tensor& k, const Tensor& cosine, const Tensor& sine) {
@@ -185,6 +164,8 @@ void rotate(Tensor& q, Tensor& k, const Tensor& cosine, const Tensor& sine) {
     }
   });
 }
+
+}  // namespace
 
 TORCH_LIBRARY_IMPL(llmint8, CPU, library) {
   library.impl("attention", attention);

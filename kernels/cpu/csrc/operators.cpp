@@ -11,7 +11,6 @@
 #include "arena.h"
 #include "kernels.h"
 #include "linear.h"
-#include "operators.h"
 #include "parallel.h"
 #include "tensors.h"
 
@@ -20,6 +19,7 @@ namespace {
 
 using Int8Linear = Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
                           c10::string_view, double, int64_t, bool, bool);
+using OptionalTensors = c10::List<OptionalTensor>;
 using Int8Linears = std::vector<Tensor>(const Tensor&, at::TensorList, at::TensorList, const OptionalTensors&,
                                         const OptionalTensors&, c10::string_view, double, int64_t, bool, bool);
 using GatedMlp = Tensor(const Tensor&, at::TensorList, at::TensorList, const OptionalTensors&, const OptionalTensors&,
@@ -45,26 +45,6 @@ bool takes(const Tensor& x, const Tensor& weight, const Tensor& weight_scale, co
          settings.mode == "static";
 }
 
-// A layer as the kernels see it. Its tensors are kept, since some may be copies.
-struct Layer {
-  Tensor weight, scale, bias;
-
-  Layer(const Tensor& w, const Tensor& s, const OptionalTensor& b)
-      : weight(w.size(1) == 1 || w.stride(1) == 1 ? w : w.contiguous()), scale(s.contiguous()) {
-    if (b) bias = b->contiguous();
-  }
-
-  Weight view() const {
-    return {weight.const_data_ptr<int8_t>(),
-            weight.stride(0),
-            scale.const_data_ptr<float>(),
-            bias.defined() ? bias.const_data_ptr() : nullptr,
-            bias.defined() ? *dtype_of(bias) : Dtype::fp32,
-            weight.size(0),
-            weight.size(1)};
-  }
-};
-
 // The rows of an input, and the tensor that they lie in.
 struct Input {
   Tensor tensor;
@@ -85,8 +65,6 @@ struct Input {
 
 Output output_of(Tensor& y) { return {y.mutable_data_ptr(), *dtype_of(y)}; }
 
-}  // namespace
-
 Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& weight_scale, const OptionalTensor& bias,
                    const OptionalTensor& columns, c10::string_view mode, double threshold, int64_t budget,
                    bool relative, bool symmetric) {
@@ -101,8 +79,6 @@ Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& weight_s
   multiply(input.rows, {{layer.view(), {}, {}, output_of(y)}}, columns, settings);
   return y;
 }
-
-namespace {
 
 bool same_columns(const OptionalTensor& a, const OptionalTensor& b) {
   return a && b && (a->is_same(*b) || a->equal(*b));
@@ -119,8 +95,6 @@ bool take_together(const Tensor& x, at::TensorList weights, at::TensorList scale
   }
   return true;
 }
-
-}  // namespace
 
 std::vector<Tensor> int8_linears(const Tensor& x, at::TensorList weights, at::TensorList scales,
                                  const OptionalTensors& biases, const OptionalTensors& columns, c10::string_view mode,
@@ -144,16 +118,6 @@ std::vector<Tensor> int8_linears(const Tensor& x, at::TensorList weights, at::Te
   return results;
 }
 
-namespace {
-
-std::optional<Activation> activation_of(c10::string_view name) {
-  if (name == "silu") return Activation::silu;
-  if (name == "gelu_tanh") return Activation::gelu_tanh;
-  return std::nullopt;
-}
-
-}  // namespace
-
 // The weights are those of gate, up and down.
 Tensor gated_mlp(const Tensor& x, at::TensorList weights, at::TensorList scales, const OptionalTensors& biases,
                  const OptionalTensors& columns, c10::string_view activation, c10::string_view mode, double threshold,
@@ -173,8 +137,6 @@ Tensor gated_mlp(const Tensor& x, at::TensorList weights, at::TensorList scales,
   return int8_linear(hidden, weights[2], scales[2], biases.get(2), columns.get(2), mode, threshold, budget, relative,
                      symmetric);
 }
-
-namespace {
 
 std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight) {
   if (weight.dim() != 2 || !dtype_of(weight) || weight.numel() == 0) {

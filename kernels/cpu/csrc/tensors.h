@@ -38,6 +38,12 @@ inline const c10::OperatorHandle& find(const char* name) {
   return found.back().second;
 }
 
+inline std::optional<Activation> activation_of(c10::string_view name) {
+  if (name == "silu") return Activation::silu;
+  if (name == "gelu_tanh") return Activation::gelu_tanh;
+  return std::nullopt;
+}
+
 // The shape of x with another last dimension.
 inline c10::SmallVector<int64_t, 6> with_features(const Tensor& x, int64_t features) {
   c10::SmallVector<int64_t, 6> shape(x.sizes().begin(), x.sizes().end());
