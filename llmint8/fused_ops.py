@@ -4,7 +4,7 @@ On a CPU a small model spends more time between its int8 layers than in them. Th
 have no gradient. All compute in fp32 and round once, to the dtype of their input.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -248,9 +248,10 @@ def _decoder_layer_reference(
 ) -> Tensor:
     if not 0 <= position < keys.shape[2]:
         raise ValueError(f"there is no room in the cache for token {position}, it has room for {keys.shape[2]}")
-    nothing = ([None] * 3, "none", 0.0, 0, False, False)  # outlier columns and settings
+    columns: list[Tensor | None] = [None] * 3
+    settings = ("none", 0.0, 0, False, False)
     normed = rms_norm(x, norms[0], eps, add_one)
-    projected = int8_linears(normed, weights[:3], scales[:3], biases[:3], *nothing)
+    projected = int8_linears(normed, weights[:3], scales[:3], biases[:3], columns, *settings)
     query, key, value = (head.view(*x.shape[:2], -1, keys.shape[3]) for head in projected)
     if head_norms:
         query, key = rms_norm(query, head_norms[0], eps, add_one), rms_norm(key, head_norms[1], eps, add_one)
@@ -261,12 +262,10 @@ def _decoder_layer_reference(
     attended = attention(query, keys[:, :, : position + 1], values[:, :, : position + 1], scale)
     x = x + int8_linear(attended.flatten(2), weights[3], scales[3], biases[3], mode="none")
     normed = rms_norm(x, norms[1], eps, add_one)
-    return x + gated_mlp(
-        normed, weights[4:], scales[4:], biases[4:], nothing[0], activation, *nothing[1:]  # type: ignore[arg-type]
-    )
+    return x + gated_mlp(normed, weights[4:], scales[4:], biases[4:], columns, activation, *settings)
 
 
-_REFERENCES = {
+_REFERENCES: dict[str, Callable[..., Any]] = {
     "decoder_layer": _decoder_layer_reference,
     "int8_linears": _int8_linears_reference,
     "gated_mlp": _gated_mlp_reference,

@@ -91,7 +91,10 @@ def build(target: Path, report: Callable[[str], None] = lambda _: None) -> None:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         torch_flags = ["-O2", *OPENMP, *_torch_includes()]
-        files = {**dict.fromkeys(("operators.cpp", "model_operators.cpp", "decoder_layer.cpp", "arena.cpp"), torch_flags), **KERNELS.get(architecture(), _COMMON)}
+        files = {
+            **dict.fromkeys(("operators.cpp", "model_operators.cpp", "decoder_layer.cpp", "arena.cpp"), torch_flags),
+            **KERNELS.get(architecture(), _COMMON),
+        }
         commands = {
             file: [compiler, *FLAGS, *flags, "-c", str(SOURCES / file), "-o", str(Path(folder, file).with_suffix(".o"))]
             for file, flags in files.items()

@@ -70,8 +70,8 @@ def test_gated_mlp(isa: str, m: int, activation: str, dtype: torch.dtype) -> Non
     y = fused_ops.gated_mlp(x, *args, activation, *settings)
     expected = torch.ops.llmint8.gated_mlp_reference(x.float(), *args, activation, *settings)
     assert y.dtype == dtype
-    # The hidden state is rounded to the dtype, and in prefill to 255 steps per row: as many errors of half a step, of random
-    # sign, as there are terms in a sum.
+    # The hidden state is rounded to the dtype, and in prefill to 255 steps per row: as many errors of half a step, of
+    # random sign, as there are terms in a sum.
     relative = torch.finfo(dtype).eps + (2 / 255 if m > 8 else 0)
     bound = 6 * relative * expected.square().mean().sqrt() + torch.finfo(dtype).eps * expected.abs()
     assert ((y.float() - expected).abs() <= bound + 1e-5).all()
@@ -86,7 +86,8 @@ def test_activations_are_exact_to_fp32(isa: str, activation: str) -> None:
     weights = [*one, torch.full((1, 1), 127, dtype=torch.int8)]
     scales = [torch.full((1, 1), 1 / 127)] * 3
     settings = ("none", 0.0, 0, False, False)
-    y = torch.cat([fused_ops.gated_mlp(r[None], weights, scales, [None] * 3, [None] * 3, activation, *settings) for r in x])
+    rest = (weights, scales, [None] * 3, [None] * 3, activation, *settings)
+    y = torch.cat([fused_ops.gated_mlp(row[None], *rest) for row in x])
     gate = x[:, :1].double()
     f = torch.nn.functional
     exact = f.silu(gate) if activation == "silu" else f.gelu(gate, approximate="tanh")
@@ -156,11 +157,8 @@ def decoder_inputs(dtype: torch.dtype, batch: int = 2, head_norms: bool = False)
     norms = [1 + 0.1 * torch.randn(features).to(dtype) for _ in range(2)]
     of_heads = [1 + 0.1 * torch.randn(depth).to(dtype) for _ in range(2)] if head_norms else []
     x = torch.randn(batch, 1, features).to(dtype)
-    return [x, angles.cos().to(dtype), angles.sin().to(dtype), *cache, 9, norms, of_heads, 1e-6, False, weights, scales] + [
-        biases,
-        0.25,
-        "silu",
-    ]
+    angles = [angles.cos().to(dtype), angles.sin().to(dtype)]
+    return [x, *angles, *cache, 9, norms, of_heads, 1e-6, False, weights, scales, biases, 0.25, "silu"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

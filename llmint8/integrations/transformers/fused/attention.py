@@ -1,4 +1,4 @@
-"""Attention with rotary embeddings: its projections in one operator, its rotation in another, and a cache that grows."""
+"""Attention with rotary embeddings: projected in one operator, rotated in another, with a cache that grows."""
 
 import importlib
 import inspect
@@ -11,7 +11,7 @@ from llmint8.integrations.transformers.fused import growing_cache
 from llmint8.integrations.transformers.fused.conditions import only_int8, runs_fused, tensors
 from llmint8.integrations.transformers.fused.same_code import same_code
 
-# Classes whose `forward` projects, normalizes the heads if there are norms, rotates, caches and attends, and that differ in
+# Classes whose `forward` projects, normalizes the heads if there are norms, rotates, caches and attends; they differ in
 # nothing that SDPA looks at.
 _KNOWN = (
     "llama.modeling_llama.LlamaAttention",

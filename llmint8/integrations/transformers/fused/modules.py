@@ -1,13 +1,13 @@
 """Gives modules a class with a fused `forward`, and takes it from them again."""
 
-import functools
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
 from llmint8.integrations.transformers.fused import attention, decoder_layer, gated_mlp, rms_norm
 
 _PARTS = (rms_norm, gated_mlp, attention, decoder_layer)
+_classes: dict[type[nn.Module], type[nn.Module] | None] = {}
 
 
 def fuse(model: nn.Module) -> None:
@@ -18,7 +18,7 @@ def fuse(model: nn.Module) -> None:
     """
     for module in model.modules():
         if (fused := _fused(type(module))) is not None:
-            module.__class__ = fused  # type: ignore[assignment]
+            module.__class__ = fused
 
 
 def unfuse(model: nn.Module) -> None:
@@ -32,9 +32,14 @@ def unfuse(model: nn.Module) -> None:
             module.__class__ = base
 
 
-@functools.cache
-def _fused(base: type[nn.Module]) -> type[nn.Module] | None:
-    """A subclass with a fused `forward`; None if there is none, or if it has one already."""
+def _fused(base: type[nn.Module]) -> Any | None:
+    """A subclass with a fused `forward`, always the same; None if there is none, or if it has one already."""
+    if base not in _classes:
+        _classes[base] = _make(base)
+    return _classes[base]
+
+
+def _make(base: type[nn.Module]) -> type[nn.Module] | None:
     if hasattr(base, "_unfused"):
         return None
     for part in _PARTS:
@@ -52,5 +57,5 @@ def _reduce(module: Any, protocol: int) -> tuple[Any, ...]:
 
 
 def _restore(base: type[nn.Module]) -> nn.Module:
-    cls = cast(type[nn.Module], _fused(base) or base)
+    cls = _fused(base) or base
     return cls.__new__(cls)

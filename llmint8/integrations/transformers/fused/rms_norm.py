@@ -23,7 +23,7 @@ def fused_forward(base: type[nn.Module]) -> Any | None:
     # The two differ in a rounding between, which the fused operator does without.
     if same_code(base.forward, LlamaRMSNorm.forward) or same_code(base.forward, Olmo2RMSNorm.forward):
         return _forward(base, "variance_epsilon", add_one=False)
-    if same_code(base.forward, Gemma3RMSNorm.forward) and same_code(base._norm, Gemma3RMSNorm._norm):
+    if same_code(base.forward, Gemma3RMSNorm.forward) and same_code(getattr(base, "_norm", print), Gemma3RMSNorm._norm):
         return _forward(base, "eps", add_one=True)
     return None
 

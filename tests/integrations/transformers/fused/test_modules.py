@@ -106,7 +106,9 @@ def test_logits_and_tokens_are_those_of_transformers(name: str) -> None:
     torch.testing.assert_close(run(model), run(plain), rtol=0.02, atol=0.02)
     padded = torch.ones_like(TOKENS)
     padded[0, :5] = 0
-    torch.testing.assert_close(run(model, attention_mask=padded), run(plain, attention_mask=padded), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(
+        run(model, attention_mask=padded), run(plain, attention_mask=padded), rtol=0.02, atol=0.02
+    )
     if not model.can_generate():
         return
     for tokens in (few, TOKENS[:, :4]):
@@ -199,9 +201,7 @@ def test_hidden_states_and_attentions_are_those_of_transformers() -> None:
     few = TOKENS[:1, :6]
     with torch.no_grad():
         ours, theirs = (m(few, output_hidden_states=True, use_cache=True) for m in (model, plain))
-        steps = [
-            m(few[:, :1], cache=o.cache, output_hidden_states=True) for m, o in ((model, ours), (plain, theirs))
-        ]
+        steps = [m(few[:, :1], cache=o.cache, output_hidden_states=True) for m, o in ((model, ours), (plain, theirs))]
     for a, b in ((ours, theirs), steps):
         assert len(a.hidden_states) == 3
         torch.testing.assert_close(a.hidden_states, b.hidden_states, rtol=1e-4, atol=1e-4)
