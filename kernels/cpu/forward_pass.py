@@ -1,9 +1,11 @@
-"""Tells the native kernels where a forward pass of a model begins and ends, so that they can look after its threads.
+"""Tells the native kernels where passes and generations begin and end, so that they can look after the threads.
 
 On a busy machine, threads wait milliseconds for each other at the end of every operator, PyTorch's as well as ours.
 When the kernels notice it, the pass goes on with one thread; the number of threads is restored when the pass ends.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,10 +23,28 @@ def watch(model: nn.Module) -> None:
     Args:
         model: One whose first argument, or `input_ids`, is int64 [batch, tokens].
     """
-    if _enter in model._forward_pre_hooks.values():
+    if is_watched(model):
         return
     model.register_forward_pre_hook(_enter, with_kwargs=True)
     model.register_forward_hook(_leave, always_call=True)
+
+
+def is_watched(model: nn.Module) -> bool:
+    """Whether `watch` was called with a model."""
+    return _enter in model._forward_pre_hooks.values()
+
+
+@contextlib.contextmanager
+def generation() -> Iterator[None]:
+    """Has what is done between the passes of a generation looked after, too: sampling waits for threads as passes do."""
+    if torch.compiler.is_compiling() or not native.load():
+        yield
+        return
+    torch.ops.llmint8_cpu.begin_generation()
+    try:
+        yield
+    finally:
+        torch.ops.llmint8_cpu.end_generation()
 
 
 def _enter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -237,6 +237,8 @@ TORCH_LIBRARY(llmint8_cpu, library) {
   library.def("use_instruction_set(str name) -> ()", use_instruction_set);
   library.def("enter_forward(bool few_tokens, int model) -> ()", Crowd::enter);
   library.def("leave_forward() -> ()", Crowd::leave);
+  library.def("begin_generation() -> ()", Crowd::begin_generation);
+  library.def("end_generation() -> ()", Crowd::end_generation);
 }
 
 TORCH_LIBRARY_IMPL(llmint8, CPU, library) {

@@ -28,8 +28,10 @@ class Crowd {
     static std::atomic<int64_t> pause{SHORTEST};
     if (waited < microseconds(200) + 2 * task) {
       pause.store(SHORTEST, std::memory_order_relaxed);
+      crowded().store(false, std::memory_order_relaxed);
       return;
     }
+    crowded().store(true, std::memory_order_relaxed);
     const int64_t length = pause.load(std::memory_order_relaxed);
     pause.store(std::min(2 * length, LONGEST), std::memory_order_relaxed);
     until().store((Clock::now() + microseconds(length)).time_since_epoch().count(), std::memory_order_relaxed);
@@ -46,6 +48,7 @@ class Crowd {
     }
     if (now.depth++ > 0) return;
     now.id = id;
+    if (now.generation > 0) use_threads(now.generation);
     if (!few_tokens) return;
     now.threads = most_threads();
     if (noticed()) use_threads(1);
@@ -53,9 +56,26 @@ class Crowd {
 
   static void leave() {
     Pass& now = pass();
-    if (now.depth == 0 || --now.depth > 0 || now.threads == 0) return;
-    if (most_threads() != now.threads) use_threads(now.threads);
+    if (now.depth == 0 || --now.depth > 0) return;
+    if (now.threads > 0 && most_threads() != now.threads) use_threads(now.threads);
     now.threads = 0;
+    if (now.generation > 0 && crowded().load(std::memory_order_relaxed)) use_threads(1);
+  }
+
+  // Passes of one generation, which may lie within another. Between them PyTorch's operators have one thread until a
+  // region of ours has found that the others run again: it waits once, and they would wait at every operator.
+  static void begin_generation() {
+    Pass& now = pass();
+    if (now.generations++ > 0) return;
+    now.generation = most_threads();
+    if (crowded().load(std::memory_order_relaxed)) use_threads(1);
+  }
+
+  static void end_generation() {
+    Pass& now = pass();
+    if (now.generations == 0 || --now.generations > 0) return;
+    if (most_threads() != now.generation) use_threads(now.generation);
+    now.generation = now.threads = now.depth = 0;  // a pass may have been interrupted
   }
 
  private:
@@ -64,6 +84,7 @@ class Crowd {
   struct Pass {
     int depth = 0, threads = 0;  // threads: to restore at the end, or 0
     int64_t id = 0;              // of the outermost model
+    int generations = 0, generation = 0;  // how many there are, and threads to restore at the end
   };
 
   static Pass& pass() {
@@ -85,6 +106,12 @@ class Crowd {
 #else
     (void)threads;
 #endif
+  }
+
+  // Whether the last region waited in vain.
+  static std::atomic<bool>& crowded() {
+    static std::atomic<bool> value{false};
+    return value;
   }
 
   static std::atomic<int64_t>& until() {

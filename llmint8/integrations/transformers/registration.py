@@ -19,11 +19,13 @@ def register() -> None:
 
 
 def _register_now() -> None:
+    from transformers.generation import GenerationMixin
     from transformers.modeling_utils import AttentionInterface, PreTrainedModel
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
     from llmint8.config import Int8Config
     from llmint8.integrations.transformers.attention import faster
+    from llmint8.integrations.transformers.generation import look_after_threads
     from llmint8.integrations.transformers.heads import layers_kept_in_16_bit
     from llmint8.integrations.transformers.quantizer import Int8HfQuantizer, detach, speed_up
     from llmint8.integrations.transformers.saving import make_saving_atomic
@@ -36,6 +38,7 @@ def _register_now() -> None:
         after_quantize.append(speed_up)
         after_dequantize.append(detach)
         make_saving_atomic(PreTrainedModel)
+        look_after_threads(GenerationMixin)
         AttentionInterface.register("sdpa", faster(AttentionInterface()["sdpa"]))
 
 

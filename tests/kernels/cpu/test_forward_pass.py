@@ -58,3 +58,19 @@ def test_a_pass_over_many_tokens_is_left_alone(threads: int) -> None:
     forward_pass.watch(model)
     assert model(torch.zeros(1, 100, dtype=torch.long), change=2) == 2
     assert torch.get_num_threads() == 2
+
+
+def test_threads_are_restored_after_a_generation(threads: int) -> None:
+    model = Model()
+    forward_pass.watch(model)
+    token = torch.zeros(1, 1, dtype=torch.long)
+    with forward_pass.generation():
+        assert model(token, change=1) == 1
+        with forward_pass.generation():  # of an assistant
+            assert model(token) == threads
+        assert model(torch.zeros(1, 100, dtype=torch.long)) == threads
+    assert torch.get_num_threads() == threads
+    with pytest.raises(KeyboardInterrupt), forward_pass.generation():
+        model(token, change=-2)
+    assert torch.get_num_threads() == threads
+    assert model(token) == threads
