@@ -36,7 +36,7 @@ def is_watched(model: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def generation() -> Iterator[None]:
-    """Has what is done between the passes of a generation looked after, too: sampling waits for threads as passes do."""
+    """Has what is done between the passes of a generation looked after, too; sampling waits for threads as they do."""
     if torch.compiler.is_compiling() or not native.load():
         yield
         return
