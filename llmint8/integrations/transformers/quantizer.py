@@ -12,6 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
+from llmint8 import mapped_files
 from llmint8.checkpoint import FLOAT_DTYPES, SCALE_NAMES, CheckpointError, TensorInfo, check_scales, read_headers
 from llmint8.config import Int8Config
 from llmint8.integrations.transformers import tripwire
@@ -40,6 +41,8 @@ class Int8HfQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self._tensors: dict[str, TensorInfo] = {}
         self._problems: list[str] = []
+        self._files: Sequence[str] = ()
+        self._mapped_before: set[tuple[int, int]] = set()
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Checks the dtype of the layers that are not quantized, which is that of the activations.
@@ -60,6 +63,8 @@ class Int8HfQuantizer(HfQuantizer):
                 "mode='static' needs calibrated columns: load in 8 bit, then run llmint8.calibrate(model, batches)"
             )
         self._tensors = read_headers(checkpoint_files or ())
+        self._files = () if self.pre_quantized else tuple(checkpoint_files or ())
+        self._mapped_before = mapped_files.mappings(self._files)
         if self.pre_quantized and self._tensors:
             names = self._int8_layers_of_checkpoint(model)
         else:
@@ -149,7 +154,9 @@ class Int8HfQuantizer(HfQuantizer):
                 nn.init.zeros_(tensor)  # as transformers does for a float layer, with its warning
         self._quantize_tied_heads(model)
         speed_up(model)
-        self._tensors = {}
+        # What this load has mapped, and nobody has seen yet.
+        mapped_files.give_back(mapped_files.mappings(self._files) - self._mapped_before)
+        self._tensors, self._files, self._mapped_before = {}, (), set()
         attach(model, self)
 
     def _quantize_tied_heads(self, model: PreTrainedModel) -> None:
