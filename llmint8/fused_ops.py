@@ -1,7 +1,8 @@
 """Operators that a model's layers are made of around the int8 products, each one call instead of many.
 
 On a CPU a small model spends more time between its int8 layers than in them. These operators are for inference: they
-have no gradient. All compute in fp32 and round once, to the dtype of their input.
+have no gradient. They compute in fp32; what they return, and what goes into an int8 product, is rounded to the dtype of
+their input.
 """
 
 from collections.abc import Callable, Sequence
@@ -163,7 +164,7 @@ def decoder_layer(
         [batch, 1, K], dtype of `x`.
 
     Raises:
-        ValueError: The shapes do not fit, or there is no room in the cache.
+        ValueError: There is no room in the cache.
     """
     return _decoder_layer_op(
         x,

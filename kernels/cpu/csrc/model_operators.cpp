@@ -138,7 +138,7 @@ bool takes_rotation(const Tensor& x, const Tensor& angles) {
 void rotate(Tensor& q, Tensor& k, const Tensor& cosine, const Tensor& sine) {
   if (!takes_rotation(q, cosine) || !takes_rotation(k, cosine) || sine.sizes() != cosine.sizes() ||
       sine.strides() != cosine.strides() || sine.scalar_type() != cosine.scalar_type() ||
-      k.scalar_type() != q.scalar_type()) {
+      k.scalar_type() != q.scalar_type() || k.size(0) != q.size(0)) {
     static const auto reference =
         find("llmint8::rotate_reference").typed<void(Tensor&, Tensor&, const Tensor&, const Tensor&)>();
     reference.call(q, k, cosine, sine);

@@ -124,7 +124,7 @@ Tensor gated_mlp(const Tensor& x, at::TensorList weights, at::TensorList scales,
                  int64_t budget, bool relative, bool symmetric) {
   const Settings settings{mode, threshold, budget, relative, symmetric};
   const std::optional<Activation> kind = activation_of(activation);
-  if (!kind || weights.size() != 3 || x.dim() == 0 ||
+  if (!kind || weights.size() != 3 || scales.size() != 3 || biases.size() != 3 || columns.size() != 3 || x.dim() == 0 ||
       !take_together(x, weights, scales, biases, columns, 2, settings) || weights[0].size(0) != weights[1].size(0)) {
     static const auto reference = find("llmint8::gated_mlp_reference").typed<GatedMlp>();
     return reference.call(x, weights, scales, biases, columns, activation, mode, threshold, budget, relative,

@@ -47,7 +47,13 @@ def faster(attention: Attention) -> Attention:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return ops.attention(query, key, value, scale, bool(causal)), None
 
+    sdpa_or_native.is_ours = True  # type: ignore[attr-defined]
     return sdpa_or_native
+
+
+def is_faster(attention: Attention) -> bool:
+    """Whether an attention is what `faster` returns, and not one that somebody has registered since."""
+    return getattr(attention, "is_ours", False)
 
 
 def is_ours(module: nn.Module) -> bool:
@@ -59,8 +65,11 @@ def needs_more(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any
     """Whether something is asked for that `ops.attention` does not do."""
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return True
+    return asks_for_more(options) or query.dim() != 4 or key.shape != value.shape or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
+def asks_for_more(options: dict[str, Any]) -> bool:
+    """Whether the keywords of an attention ask for something that `ops.attention` does not do."""
     if options.get("position_bias") is not None or options.get("cache") is not None:
         return True
-    if options.get("softcap") is not None or options.get("output_attentions"):
-        return True
-    return query.dim() != 4 or key.shape != value.shape or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return options.get("softcap") is not None or bool(options.get("output_attentions"))

@@ -190,3 +190,18 @@ def test_the_next_token_is_the_same_on_any_threads() -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_heads_of_another_batch_are_not_written_beyond() -> None:
+    q, buffer = torch.randn(2, 1, 3, 8), torch.randn(2, 1, 3, 8)
+    kept = buffer.clone()
+    angles = torch.randn(1, 3, 8)
+    fused_ops.rotate(q, buffer[:1], angles, angles)
+    assert torch.equal(buffer[1], kept[1])
+    assert not torch.equal(buffer[0], kept[0])
+
+
+def test_missing_scales_are_refused() -> None:
+    weights, scales, biases, columns = layers((130, 96), (130, 96), (70, 130))
+    with pytest.raises(ValueError, match="zip"):
+        fused_ops.gated_mlp(torch.randn(1, 96), weights, scales[:1], biases, columns, "silu", *BUDGET)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from llmint8 import fused_ops
 from llmint8.integrations.transformers.fused import growing_cache
 from llmint8.integrations.transformers.fused.conditions import only_int8, runs_fused, tensors
-from llmint8.integrations.transformers.fused.same_code import same_code
+from llmint8.integrations.transformers.fused.same_code import is_known
 
 # Classes whose `forward` projects, normalizes the heads if there are norms, rotates, caches and attends; they differ in
 # nothing that SDPA looks at.
@@ -43,17 +43,19 @@ def fused_forward(base: type[nn.Module]) -> Any | None:
         if (
             position_embeddings is None
             or self.training
+            or base.forward is not plain
             or self.config._attn_implementation != "sdpa"
             or "past_key_values" in kwargs
             or not only_int8(layers)
             or not runs_fused(hidden_states)
         ):
-            return plain(
+            if cache is not None:  # transformers 5.23 has another name for it
+                kwargs["cache"] = cache
+            return base.forward(
                 self,
                 hidden_states,
                 position_embeddings=position_embeddings,
                 attention_mask=attention_mask,
-                cache=cache,
                 **kwargs,
             )
         shape = hidden_states.shape[:-1]
@@ -78,13 +80,11 @@ def _is_known(base: type[nn.Module]) -> bool:
 
     used = inspect.unwrap(base.forward).__globals__
     if not all(
-        same_code(used[name], getattr(modeling_llama, name)) if name in used else False
-        for name in ("apply_rotary_pos_emb", "rotate_half")
+        name in used and is_known(used[name], modeling_llama, name) for name in ("apply_rotary_pos_emb", "rotate_half")
     ):
         return False
     for path in _KNOWN:
         module, name = path.rsplit(".", 1)
-        known = getattr(importlib.import_module(f"transformers.models.{module}"), name)
-        if same_code(base.forward, known.forward):
+        if is_known(base.forward, importlib.import_module(f"transformers.models.{module}"), f"{name}.forward"):
             return True
     return False

@@ -22,7 +22,8 @@ def runs_fused(x: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and not (nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)
-        and native.is_loaded()
+        and torch._C._functorch.peek_interpreter_stack() is None  # no vmap
+        and native.load()
     )
 
 
@@ -41,9 +42,24 @@ def are_watched(modules: Iterable[nn.Module]) -> bool:
     """Whether a module has hooks, or a `forward` of its own, as accelerate gives it."""
     for module in modules:
         members = module.__dict__
-        if members["_forward_hooks"] or members["_forward_pre_hooks"] or "forward" in members:
+        if members["_forward_pre_hooks"] or "forward" in members:
+            return True
+        if (hooks := members["_forward_hooks"]) and not all(map(_is_idle, hooks.values())):
             return True
     return False
+
+
+def _is_idle(hook: Any) -> bool:
+    """Whether a hook is one that transformers installs for good and that nobody asks for outputs just now."""
+    if not getattr(hook, "__qualname__", "").endswith("output_capturing_hook"):
+        return False
+    from transformers.utils.output_capturing import _active_collector
+
+    collected = _active_collector.get()
+    if not collected:
+        return True
+    variables = dict(zip(hook.__code__.co_freevars, hook.__closure__ or (), strict=True))
+    return "key" in variables and variables["key"].cell_contents not in collected
 
 
 def is_fused(module: nn.Module) -> bool:

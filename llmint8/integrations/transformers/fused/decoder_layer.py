@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from llmint8 import fused_ops
+from llmint8.integrations.transformers.attention import asks_for_more, is_faster
 from llmint8.integrations.transformers.fused import gated_mlp, growing_cache, rms_norm
 from llmint8.integrations.transformers.fused.conditions import are_watched, is_fused, runs_fused
-from llmint8.integrations.transformers.fused.same_code import same_code
+from llmint8.integrations.transformers.fused.same_code import is_known
 from llmint8.nn import Int8Linear
 
 _ROWS = 8  # that the int8 layers take without quantizing them
@@ -19,9 +21,10 @@ def fused_forward(base: type[nn.Module]) -> Any | None:
     """Returns a `forward` for a class of decoder layers, or None if it is none that is known."""
     if not base.__name__.endswith("DecoderLayer"):
         return None
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.models.llama import modeling_llama
 
-    if not same_code(base.forward, LlamaDecoderLayer.forward):
+    if not is_known(base.forward, modeling_llama, "LlamaDecoderLayer.forward"):
         return None
     plain = base.forward
 
@@ -41,9 +44,11 @@ def fused_forward(base: type[nn.Module]) -> Any | None:
             and hidden_states.shape[0] <= _ROWS
             and position_embeddings is not None
             and cache is not None
-            and not kwargs.get("output_attentions")
+            and base.forward is plain
+            and is_faster(ALL_ATTENTION_FUNCTIONS["sdpa"])
+            and not asks_for_more(kwargs)
             and runs_fused(hidden_states)
-            and (parts := _parts(self)) is not None
+            and (parts := _parts(self, hidden_states.dtype)) is not None
             and (room := growing_cache.room_for_one(cache, self.self_attn.layer_idx, hidden_states)) is not None
         ):
             norms, head_norms, eps, add_one, layers, activation = parts
@@ -65,12 +70,13 @@ def fused_forward(base: type[nn.Module]) -> Any | None:
             )
             room.show_one_more(cache.layers[self.self_attn.layer_idx])
             return output
-        return plain(
+        if cache is not None:  # transformers 5.23 has another name for it
+            kwargs["cache"] = cache
+        return base.forward(
             self,
             hidden_states,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            cache=cache,
             use_cache=use_cache,
             position_embeddings=position_embeddings,
             **kwargs,
@@ -79,7 +85,7 @@ def fused_forward(base: type[nn.Module]) -> Any | None:
     return forward
 
 
-def _parts(layer: Any) -> tuple[Any, ...] | None:
+def _parts(layer: Any, dtype: torch.dtype) -> tuple[Any, ...] | None:
     """What the operator needs of a layer; None if a part of it is not what the operator computes."""
     modules = layer._modules
     attend, mlp = modules["self_attn"], modules["mlp"]
@@ -96,6 +102,8 @@ def _parts(layer: Any) -> tuple[Any, ...] | None:
     if kind is None or any(rms_norm.kind(norm) != kind for norm in (norms[1], *head_norms)):
         return None
     if any(type(linear) is not Int8Linear for linear in layers):
+        return None
+    if any(norm._parameters["weight"].dtype != dtype for norm in (*norms, *head_norms)):
         return None
     parameters = [[module._parameters for module in group] for group in (norms, head_norms, layers)]
     return *parameters[:2], *kind, parameters[2], activation

@@ -2,7 +2,7 @@
 
 transformers copies the whole cache at every token. Here it lies in a buffer with room for more, and only what is new is
 copied. The tensors that a cache shows are views of the beginning of the buffer; nothing that any such view can see is
-ever overwritten, so copies of a cache and caches that were cut shorter go their own ways, as they do in transformers.
+overwritten when tokens are added, so copies of a cache and caches that were cut shorter go their own ways.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ class Room:
     keys: Tensor
     values: Tensor
     used: int
+    owner: int  # the identity of the layer: a copy of it makes a buffer of its own
 
     def show_one_more(self, layer: Any) -> None:
         """Counts a token that was written behind the others, and shows it in the layer."""
@@ -94,14 +95,23 @@ def _room(layer: Any, more: int) -> Room:
     room: Room | None = layer.__dict__.get("_llmint8_room")
     if (
         room is None
-        or room.used != before  # somebody else has gone on from here, or the cache was cut
+        or room.owner != id(layer)
+        or room.used != before  # the cache was cut
         or room.keys.shape[2] < before + more
-        or room.keys.data_ptr() != layer.keys.data_ptr()
-        or room.values.data_ptr() != layer.values.data_ptr()
+        or not _begins(room.keys, layer.keys)
+        or not _begins(room.values, layer.values)
+        or (room.keys.is_inference() and not torch.is_inference_mode_enabled())  # such a tensor cannot be changed
     ):
         keys, values = (_with_room(tensor, before + more) for tensor in (layer.keys, layer.values))
-        room = layer._llmint8_room = Room(keys, values, before)
+        room = layer._llmint8_room = Room(keys, values, before, id(layer))
     return room
+
+
+def _begins(buffer: Tensor, view: Tensor) -> bool:
+    """Whether a view is of the first tokens of a buffer, in all of its sequences and heads."""
+    return (
+        buffer.data_ptr() == view.data_ptr() and buffer.shape[:2] == view.shape[:2] and buffer.stride() == view.stride()
+    )
 
 
 def _with_room(old: Tensor, length: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 
@@ -19,6 +19,25 @@ def same_code(function: Callable[..., Any], other: Callable[..., Any]) -> bool:
     if a is b:
         return True
     return _essence(a) == _essence(b)
+
+
+def is_known(function: Any, module: ModuleType, name: str) -> bool:
+    """Whether a function has the code that transformers gives a function of another module.
+
+    Args:
+        function: One.
+        module: Of transformers.
+        name: In the module, `"LlamaMLP.forward"`.
+
+    Returns:
+        False, too, if somebody has put another function in the place of that one: it is no longer known what it does.
+    """
+    known: Any = module
+    for part in name.split("."):
+        known = getattr(known, part)
+    original = inspect.unwrap(known)
+    is_original = original.__module__ == module.__name__ and original.__qualname__ == name
+    return is_original and same_code(function, known)
 
 
 def _essence(function: Any) -> tuple[Any, ...] | None:

@@ -110,6 +110,30 @@ def test_beams_may_be_reordered_repeated_and_selected() -> None:
         add(caches, 40 + seed)
 
 
+def test_a_cache_may_be_narrowed_and_expanded() -> None:
+    for change in (lambda t: t[:1], lambda t: t[:1].expand(2, -1, -1, -1)):
+        caches = pair()
+        add(caches, 1)
+        for cache in caches:
+            layer = cache.layers[0]
+            layer.keys, layer.values = change(layer.keys), change(layer.values)
+        batch = caches[0].layers[0].keys.shape[0]
+        for seed in (2, 3):
+            keys, values = (t[:batch] for t in tokens(seed))
+            results = growing_cache.update(caches[0], keys, values, 0, {}), caches[1].update(keys, values, 0)
+            for a, b in zip(*results, strict=True):
+                assert torch.equal(a, b)
+
+
+def test_a_cache_made_in_inference_mode_is_continued_outside() -> None:
+    with torch.inference_mode():
+        caches = pair()
+        add(caches, 1)
+    with torch.no_grad():
+        add(caches, 2)
+        add(caches, 3)
+
+
 def test_what_is_no_plain_cache_is_updated_by_transformers() -> None:
     config = LlamaConfig(num_hidden_layers=1, num_attention_heads=3, num_key_value_heads=3, hidden_size=12)
     static = StaticCache(config, max_cache_len=8)

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -261,3 +263,106 @@ def test_fusing_twice_is_fusing_once() -> None:
     fuse(model)
     assert [type(m) for m in model.modules()] == classes
     assert model._no_split_modules is None or type(model.model.layers[0]).__name__ in model._no_split_modules
+
+
+def test_norms_in_another_dtype_than_the_rest(calls: list[str]) -> None:
+    model = make("llama", torch.bfloat16)
+    for layer in model.model.layers:
+        layer.post_attention_layernorm.float()
+    plain = unfuse_copy(model)
+    few = TOKENS[:1, :6]
+    with torch.no_grad():
+        ours, theirs = model.model(few).last_hidden_state, plain.model(few).last_hidden_state
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
+    assert "decoder_layer" not in calls
+
+
+def test_norms_whose_weight_is_no_parameter() -> None:
+    """As in a replica of nn.DataParallel, or a parametrized module."""
+    norm = make("llama").model.norm
+    x = torch.randn(2, 64)
+    with torch.no_grad():
+        expected = norm(x)
+        replica = norm._replicate_for_data_parallel()
+        replica.weight = norm.weight.detach()
+        torch.testing.assert_close(replica(x), expected)
+        nn.utils.parametrize.register_parametrization(norm, "weight", nn.Identity())
+        torch.testing.assert_close(norm(x), expected)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", ["LlamaRMSNorm", "LlamaMLP", "LlamaAttention", "LlamaDecoderLayer"])
+def test_a_class_that_somebody_has_patched_is_left_alone(name: str, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmint8.integrations.transformers.fused.modules._classes", {})
+    cls = getattr(T.models.llama.modeling_llama, name)
+    original, used = cls.forward, []
+
+    def patched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        used.append(name)
+        return original(self, *args, **kwargs)
+
+    if when == "before":
+        monkeypatch.setattr(cls, "forward", patched)
+    model = make("llama")
+    if when == "after":
+        monkeypatch.setattr(cls, "forward", patched)
+    with torch.no_grad():
+        cache = model(TOKENS, use_cache=True).cache
+        before = len(used)
+        model(TOKENS[:, :1], cache=cache)
+    assert before == (5 if name == "LlamaRMSNorm" else 2)
+    assert len(used) == 2 * before or (when == "after" and name != "LlamaDecoderLayer")
+
+
+def test_hooks_on_activations_are_called() -> None:
+    model = make("llama")
+    for layer in model.model.layers:
+        layer.mlp.act_fn.register_forward_hook(lambda module, args, output: output * 0)
+    plain = unfuse_copy(model)
+    torch.testing.assert_close(run(model, TOKENS[:1, :6]), run(plain, TOKENS[:1, :6]), rtol=1e-4, atol=1e-4)
+
+
+def test_vmap_goes_through_the_layers() -> None:
+    mlp = make("llama").model.layers[0].mlp
+    x = torch.randn(3, 2, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.vmap(mlp)(x), torch.stack([mlp(row) for row in x]), rtol=1e-4, atol=1e-5)
+
+
+def test_another_function_under_the_name_of_sdpa_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def mine(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> tuple:
+        used.append(query.shape[2])
+        return query.transpose(1, 2), None
+
+    model = make("llama")
+    monkeypatch.setitem(T.AttentionInterface._global_mapping, "sdpa", mine)
+    with torch.no_grad():
+        cache = model(TOKENS, use_cache=True).cache
+        model(TOKENS[:, :1], cache=cache)
+    assert used == [20, 20, 1, 1]
+
+
+def test_who_asked_for_hidden_states_once_is_as_fast_as_before(calls: list[str]) -> None:
+    model = make("llama")
+    with torch.no_grad():
+        model(TOKENS, output_hidden_states=True)
+        cache = model(TOKENS, use_cache=True).cache
+        calls.clear()
+        model(TOKENS[:, :1], cache=cache)
+    assert calls == ["decoder_layer", "decoder_layer", "rms_norm"]
+
+
+def test_the_first_pass_is_fused(tmp_path: Path) -> None:
+    """Also that of an int8 checkpoint, whose loading needs no kernels."""
+    make("llama", torch.bfloat16).save_pretrained(tmp_path)
+    code = (
+        "import llmint8, sys, torch\n"
+        "model = llmint8.from_pretrained(sys.argv[1])\n"
+        "with torch.no_grad():\n"
+        "    first, second = (model(torch.arange(20)[None]).logits for _ in range(2))\n"
+        "assert torch.equal(first, second)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
