@@ -16,21 +16,19 @@ int64_t attention_workspace(const Attention& p) {
   return p.batch * p.key_heads * ((p.keys + PANEL - 1) / PANEL) * block_floats(p.depth);
 }
 
-void attention_pack(const Attention& p, int64_t b, int64_t head, float* workspace) {
+void attention_pack(const Attention& p, int64_t b, int64_t head, int64_t block, float* workspace) {
   const int64_t blocks = (p.keys + PANEL - 1) / PANEL, floats = block_floats(p.depth);
   float* row = scratch<float>(0, p.depth);
-  for (int64_t block = 0; block < blocks; ++block) {
-    float* keys = workspace + ((b * p.key_heads + head) * blocks + block) * floats;
-    float* values = keys + p.depth * PANEL;
-    std::memset(keys, 0, floats * sizeof(float));
-    for (int64_t j = 0; j < PANEL && block * PANEL + j < p.keys; ++j) {
-      load_row(at(p.k, p.dtype, b, head, block * PANEL + j), p.dtype, p.depth, row);
-      for (int64_t d = 0; d < p.depth; ++d) keys[d * PANEL + j] = row[d];
-      load_row(at(p.v, p.dtype, b, head, block * PANEL + j), p.dtype, p.depth, row);
-      for (int64_t d = 0; d < p.depth; d += PANEL) {
-        const int64_t width = p.depth - d < PANEL ? p.depth - d : PANEL;
-        std::memcpy(values + (d / PANEL * PANEL + j) * PANEL, row + d, width * sizeof(float));
-      }
+  float* keys = workspace + ((b * p.key_heads + head) * blocks + block) * floats;
+  float* values = keys + p.depth * PANEL;
+  std::memset(keys, 0, floats * sizeof(float));
+  for (int64_t j = 0; j < PANEL && block * PANEL + j < p.keys; ++j) {
+    load_row(at(p.k, p.dtype, b, head, block * PANEL + j), p.dtype, p.depth, row);
+    for (int64_t d = 0; d < p.depth; ++d) keys[d * PANEL + j] = row[d];
+    load_row(at(p.v, p.dtype, b, head, block * PANEL + j), p.dtype, p.depth, row);
+    for (int64_t d = 0; d < p.depth; d += PANEL) {
+      const int64_t width = p.depth - d < PANEL ? p.depth - d : PANEL;
+      std::memcpy(values + (d / PANEL * PANEL + j) * PANEL, row + d, width * sizeof(float));
     }
   }
 }
@@ -38,18 +36,24 @@ void attention_pack(const Attention& p, int64_t b, int64_t head, float* workspac
 // Turns scores into weights: probabilities relative to the largest score so far, *largest, and adds them to *sum.
 // Returns what earlier weights have to be multiplied by.
 inline float soften(float* scores, int64_t count, float* largest, float* sum) {
-  float high[16];
-  for (int j = 0; j < 16; ++j) high[j] = *largest;
-  each_lane(scores, count, [&](int j, float v) { high[j] = v > high[j] ? v : high[j]; });
-  float most = *largest;
-  for (float h : high) most = h > most ? h : most;
-  float sums[16] = {};
-  for (int64_t j = 0; j < count; ++j) scores[j] = exponential(scores[j] - most);
-  each_lane(scores, count, [&](int j, float v) { sums[j] += v; });
+  float high[Isa::LANES], sums[Isa::LANES] = {};
+  for (int j = 0; j < Isa::LANES; ++j) high[j] = *largest;
+  int64_t i = 0;
+  for (; i + Isa::LANES <= count; i += Isa::LANES) {
+    for (int j = 0; j < Isa::LANES; ++j) high[j] = scores[i + j] > high[j] ? scores[i + j] : high[j];
+  }
+  float most = Isa::largest(Isa::load_floats(high)), total = 0;
+  for (int64_t j = i; j < count; ++j) most = scores[j] > most ? scores[j] : most;
+  for (i = 0; i + Isa::LANES <= count; i += Isa::LANES) {
+    for (int j = 0; j < Isa::LANES; ++j) {
+      const float weight = exponential(scores[i + j] - most);
+      scores[i + j] = weight;
+      sums[j] += weight;
+    }
+  }
+  for (; i < count; ++i) total += scores[i] = exponential(scores[i] - most);
   const float earlier = exponential(*largest - most);
-  float total = 0;
-  for (float s : sums) total += s;
-  *sum = *sum * earlier + total;
+  *sum = *sum * earlier + (total + Isa::sum(Isa::load_floats(sums)));
   *largest = most;
   return earlier;
 }

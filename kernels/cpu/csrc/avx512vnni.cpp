@@ -34,6 +34,7 @@ struct Isa {
   static Floats multiply_add(Floats sum, float a, Floats b) { return _mm512_fmadd_ps(_mm512_set1_ps(a), b, sum); }
   static Floats multiply_add(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
   static float sum(Floats v) { return _mm512_reduce_add_ps(v); }
+  static float largest(Floats v) { return _mm512_reduce_max_ps(v); }
   static Floats load_bf16(const uint16_t* p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));

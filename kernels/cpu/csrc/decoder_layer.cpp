@@ -74,9 +74,8 @@ class DecoderLayer {
   void rotate(char* x, int64_t heads, const std::vector<float>& cosine, const std::vector<float>& sine) {
     for (int64_t b = 0; b < s_.batch; ++b) {
       const int64_t angle = cosine.size() == size_t(s_.depth) ? 0 : b * s_.depth;
-      for (int64_t head = 0; head < heads; ++head, x += s_.depth * size_) {
-        kernels->rotate(x, dtype_, s_.depth, cosine.data() + angle, sine.data() + angle);
-      }
+      kernels->rotate(x + b * heads * s_.depth * size_, dtype_, heads, s_.depth, cosine.data() + angle,
+                      sine.data() + angle);
     }
   }
 

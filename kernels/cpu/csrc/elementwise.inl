@@ -45,13 +45,19 @@ void rms_norm_row(float* x, const float* weight, int64_t k, float eps, const Out
   store_row(x, k, y.dtype, y.data, offset);
 }
 
-// Rotates the two halves of a row of `depth` elements into each other, in place (Su et al. 2021, section 3.4.2).
-void rotate_row(void* data, Dtype dtype, int64_t depth, const float* cosine, const float* sine) {
-  float* x = scratch<float>(0, 2 * depth);
-  float* y = x + depth;
+// Rotates the two halves of each of some adjacent heads of `depth` elements into each other, in place (Su et al. 2021,
+// section 3.4.2).
+void rotate_heads(void* data, Dtype dtype, int64_t heads, int64_t depth, const float* cosine, const float* sine) {
+  float* x = scratch<float>(0, heads * depth);
   const int64_t half = depth / 2;
-  load_row(data, dtype, depth, x);
-  for (int64_t i = 0; i < half; ++i) y[i] = x[i] * cosine[i] - x[half + i] * sine[i];
-  for (int64_t i = half; i < depth; ++i) y[i] = x[i] * cosine[i] + x[i - half] * sine[i];
-  store_row(y, depth, dtype, data, 0);
+  load_row(data, dtype, heads * depth, x);
+  for (int64_t head = 0; head < heads; ++head) {
+    float *first = x + head * depth, *second = first + half;
+    for (int64_t i = 0; i < half; ++i) {
+      const float a = first[i], b = second[i];
+      first[i] = a * cosine[i] - b * sine[i];
+      second[i] = b * cosine[half + i] + a * sine[half + i];
+    }
+  }
+  store_row(x, heads * depth, dtype, data, 0);
 }

@@ -122,9 +122,10 @@ struct Kernels {
   float (*quantize_weight)(const float* row, int64_t k, int8_t* codes);
   // Output features [n0, n1) of a float layer.
   void (*float_linear)(const FloatLinear& problem, int64_t n0, int64_t n1);
-  // Floats that attention of many queries needs, filled for one key head, and used for queries [q0, q1) of it.
+  // Floats that attention of many queries needs, filled for a panel of the keys of one head, and used for queries [q0, q1)
+  // of it.
   int64_t (*attention_workspace)(const Attention& problem);
-  void (*attention_pack)(const Attention& problem, int64_t b, int64_t key_head, float* workspace);
+  void (*attention_pack)(const Attention& problem, int64_t b, int64_t key_head, int64_t block, float* workspace);
   void (*attention_prefill)(const Attention& problem, int64_t b, int64_t key_head, int64_t q0, int64_t q1,
                             const float* workspace);
   // Few queries of one key head: floats of a part, which is made of keys [j0, j1), and what all its parts come to.
@@ -133,8 +134,8 @@ struct Kernels {
   void (*attention_join)(const Attention& problem, int64_t b, int64_t key_head, float* parts, int64_t count);
   // Normalizes a row, which is overwritten, into y from element `offset` on.
   void (*rms_norm)(float* row, const float* weight, int64_t k, float eps, const Output& y, int64_t offset);
-  // Rotary embedding of one row, in place.
-  void (*rotate)(void* row, Dtype dtype, int64_t depth, const float* cosine, const float* sine);
+  // Rotary embedding of some adjacent heads of one row, in place.
+  void (*rotate)(void* row, Dtype dtype, int64_t heads, int64_t depth, const float* cosine, const float* sine);
 };
 
 // The instruction sets compiled in that this processor has, best first; the last one is always there.

@@ -60,5 +60,5 @@ const Kernels KERNELS = {
     attention_decode,
     attention_join,
     rms_norm_row,
-    rotate_row,
+    rotate_heads,
 };

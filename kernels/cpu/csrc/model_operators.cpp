@@ -71,8 +71,10 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale
   const int threads = at::get_num_threads();
   const Tensor workspace = at::empty({kernels->attention_workspace(problem)}, at::kFloat);
   float* packed = workspace.data_ptr<float>();
-  parallel(batch * key_heads, threads, [&](int64_t task, int) {
-    kernels->attention_pack(problem, task / key_heads, task % key_heads, packed);
+  const int64_t panels = (problem.keys + kernels->panel - 1) / kernels->panel;
+  parallel(batch * key_heads * panels, threads, [&](int64_t task, int) {
+    const int64_t head = task / panels;
+    kernels->attention_pack(problem, head / key_heads, head % key_heads, task % panels, packed);
   });
   const int64_t blocks = (queries + QUERIES - 1) / QUERIES;
   parallel(batch * key_heads * blocks, threads, [&](int64_t task, int) {
@@ -158,8 +160,9 @@ void rotate(Tensor& q, Tensor& k, const Tensor& cosine, const Tensor& sine) {
     }
     for (const Tensor* x : {&q, &k}) {
       char* data = static_cast<char*>(x->mutable_data_ptr()) + (b * x->stride(0) + row * x->stride(2)) * size;
-      for (int64_t head = 0; head < x->size(1); ++head) {
-        kernels->rotate(data + head * x->stride(1) * size, dtype, depth, c, c + depth);
+      const bool adjacent = x->stride(1) == depth;
+      for (int64_t head = 0; head < x->size(1); head += adjacent ? x->size(1) : 1) {
+        kernels->rotate(data + head * x->stride(1) * size, dtype, adjacent ? x->size(1) : 1, depth, c, c + depth);
       }
     }
   });

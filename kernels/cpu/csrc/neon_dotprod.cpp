@@ -35,6 +35,7 @@ struct Isa {
   static Floats multiply_add(Floats sum, float a, Floats b) { return vfmaq_n_f32(sum, b, a); }
   static Floats multiply_add(Floats sum, Floats a, Floats b) { return vfmaq_f32(sum, a, b); }
   static float sum(Floats v) { return vaddvq_f32(v); }
+  static float largest(Floats v) { return vmaxvq_f32(v); }
   static Floats load_bf16(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
   static void load_fp16(const uint16_t* x, float* out) {
     vst1q_f32(out, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x))));

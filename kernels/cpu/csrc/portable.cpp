@@ -32,6 +32,10 @@ struct Isa {
   static Floats multiply_add(Floats sum, float a, Floats b) { return sum + a * b; }
   static Floats multiply_add(Floats sum, Floats a, Floats b) { return sum + a * b; }
   static float sum(Floats v) { return (v[0] + v[1]) + (v[2] + v[3]); }
+  static float largest(Floats v) {
+    const float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+    return a > b ? a : b;
+  }
   static Floats load_bf16(const uint16_t* p) {
     Floats v;
     for (int i = 0; i < LANES; ++i) v[i] = __builtin_bit_cast(float, uint32_t(p[i]) << 16);
