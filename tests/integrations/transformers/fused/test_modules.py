@@ -45,7 +45,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "phi3": lambda: T.Phi3ForCausalLM(T.Phi3Config(**SIZES, pad_token_id=0)),
     "mixtral": lambda: T.MixtralForCausalLM(T.MixtralConfig(**SIZES, num_local_experts=2)),
     "gpt2": lambda: T.GPT2LMHeadModel(T.GPT2Config(vocab_size=160, n_embd=64, n_layer=2, n_head=4)),
-    "t5gemma-like bert": lambda: T.BertModel(T.BertConfig(**{**SIZES, "num_key_value_heads": None})),
+    "bert": lambda: T.BertModel(T.BertConfig(**{**SIZES, "num_key_value_heads": None})),
 }
 # Classes that are fused, in the order of their names.
 FUSED = {
@@ -55,7 +55,7 @@ FUSED = {
     "olmo2": ["Olmo2MLP", "Olmo2RMSNorm"],
     "phi3": ["Phi3RMSNorm"],
     "gpt2": [],
-    "t5gemma-like bert": [],
+    "bert": [],
 }
 TOKENS = torch.randint(0, 160, (2, 20), generator=torch.Generator().manual_seed(1))
 
