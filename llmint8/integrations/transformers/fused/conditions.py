@@ -63,8 +63,10 @@ def _is_idle(hook: Any) -> bool:
 
 
 def is_fused(module: nn.Module) -> bool:
-    """Whether a module has the class that `fuse` gives."""
-    return hasattr(type(module), "_unfused")
+    """Whether a module has the class that `fuse` gives, and nobody has patched the class below it since."""
+    cls: Any = type(module)
+    base = getattr(cls, "_unfused", None)
+    return base is not None and base.forward is cls._plain_forward
 
 
 def tensors(layers: Sequence[nn.Module]) -> tuple[list[Any], list[Any], list[Any], list[Any]]:

@@ -98,6 +98,8 @@ def _parts(layer: Any, dtype: torch.dtype) -> tuple[Any, ...] | None:
     activation = gated_mlp.activation_name(outer["act_fn"])
     if activation is None or are_watched((attend, mlp, *layers, *norms, *head_norms)):
         return None
+    if not all(map(is_fused, (*norms, *head_norms))):
+        return None
     kind = rms_norm.kind(norms[0])
     if kind is None or any(rms_norm.kind(norm) != kind for norm in (norms[1], *head_norms)):
         return None

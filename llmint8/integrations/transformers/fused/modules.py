@@ -46,7 +46,13 @@ def _make(base: type[nn.Module]) -> type[nn.Module] | None:
         if (forward := part.fused_forward(base)) is not None:
             forward.__name__, forward.__qualname__ = "forward", f"{base.__qualname__}.forward"
             # The name is that of the class, which transformers looks at when it spreads a model over devices.
-            members = {"forward": forward, "_unfused": base, "__module__": base.__module__, "__reduce_ex__": _reduce}
+            members = {
+                "forward": forward,
+                "_unfused": base,
+                "_plain_forward": staticmethod(base.forward),  # as it was when it was found to be known
+                "__module__": base.__module__,
+                "__reduce_ex__": _reduce,
+            }
             return type(base.__name__, (base,), members)
     return None
 
