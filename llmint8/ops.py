@@ -5,12 +5,14 @@ PyTorch serves every device that has none. Everything data-dependent happens ins
 sees one opaque node per layer.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmint8 import functional
+from llmint8.kernels import triton
 from llmint8.kernels.cpu import int8_linear as cpu
 from llmint8.kernels.cpu import native
 from llmint8.kernels.reference import int8_linear as reference
@@ -208,8 +210,15 @@ def _int8_linear_reference(
     if 0 in shape or weight.shape[1] == 0:  # nothing to multiply: the bias, or nothing at all
         y = x.new_zeros(shape)
         return y if bias is None else y + bias.to(y.dtype)
-    kernel = cpu.int8_linear if x.is_cpu else reference.int8_linear
-    return kernel(x.reshape(-1, x.shape[-1]), weight, weight_scale, bias, *settings).view(shape)
+    return _kernel(x)(x.reshape(-1, x.shape[-1]), weight, weight_scale, bias, *settings).view(shape)
+
+
+def _kernel(x: Tensor) -> Callable[..., Tensor]:
+    if triton.takes(x):
+        from llmint8.kernels.triton.int8_linear import int8_linear
+
+        return int8_linear
+    return cpu.int8_linear if x.is_cpu else reference.int8_linear
 
 
 def _int8_linear(x: Tensor, *args: Any) -> Tensor:
@@ -259,6 +268,10 @@ def _quantize_weight_reference(weight: Tensor) -> tuple[Tensor, Tensor]:
 def _quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     if is_native(weight):
         return torch.ops.llmint8.quantize_weight(weight)
+    if triton.takes(weight) and weight.dtype in INPUT_DTYPES and weight.dim() == 2 and weight.numel():
+        from llmint8.kernels.triton.quantize_weight import quantize_weight
+
+        return quantize_weight(weight)
     return _quantize_weight_reference(weight)
 
 
@@ -274,6 +287,10 @@ def _(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _dequantize_weight(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    if triton.takes(weight) and dtype in INPUT_DTYPES and weight.numel():
+        from llmint8.kernels.triton.dequantize_weight import dequantize_weight
+
+        return dequantize_weight(weight, weight_scale, dtype)
     result = torch.empty_like(weight, dtype=dtype)
     for rows in functional.row_blocks(weight):
         result[rows] = functional.dequantize(weight[rows], weight_scale[rows], dtype=dtype)

@@ -68,7 +68,7 @@ def library_path() -> Path:
 
 
 def _load() -> bool:
-    if os.environ.get("LLMINT8_NATIVE") == "0":
+    if os.environ.get("LLMINT8_NATIVE") == "0" or os.environ.get("LLMINT8_BACKEND") == "triton":
         return False
     try:
         path = library_path()

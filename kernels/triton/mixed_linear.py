@@ -1,0 +1,132 @@
+"""The int8 product with everything that belongs to it in one kernel (LLM.int8(), equation 8)."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from llmint8.kernels.triton import tiles
+from llmint8.kernels.triton.products import add_outliers, scale_and_add_bias
+from llmint8.kernels.triton.quantize_rows import QuantizedRows
+
+
+@triton.jit
+def tile_of_program(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+    """The tile of this program: GROUP_M tiles below each other first, whose weight is then in the second cache."""
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    per_group = GROUP_M * tl.cdiv(N, BLOCK_N)
+    first = tl.program_id(0) // per_group * GROUP_M
+    height = tl.minimum(tiles_m - first, GROUP_M)
+    place = tl.program_id(0) % per_group
+    return first + place % height, place // height
+
+
+@triton.jit(do_not_specialize=["M"])
+def mixed_linear_kernel(
+    x,
+    codes,
+    scale,
+    zero_point,
+    columns,
+    count,
+    weight,
+    weight_scale,
+    bias,
+    y,
+    M,
+    N,
+    K,
+    stride_xm,
+    stride_codes,
+    stride_weight,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    UNROLL: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):
+    """One program computes one tile of y."""
+    tile_m, tile_n = tile_of_program(M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    # 64-bit arithmetic where a tile starts, 32 bits within it.
+    first_m = tile_m.to(tl.int64) * BLOCK_M
+    first_n = tile_n.to(tl.int64) * BLOCK_N
+    m = tl.arange(0, BLOCK_M)
+    n = tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    inside_m = m < M - tile_m * BLOCK_M
+    inside_n = n < N - tile_n * BLOCK_N
+    weight += first_n * stride_weight
+    a_rows = codes + first_m * stride_codes + (m[:, None] * stride_codes + k[None, :])
+    b_rows = weight + (n[None, :] * stride_weight + k[:, None])
+
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    weight_sums = tl.zeros((BLOCK_N,), tl.int32)
+    for start in range(0, K, BLOCK_K * UNROLL):
+        # Two products in a loop keep Triton from carrying operands, byte by byte, to the next turn (sm_80 to 89).
+        for part in tl.static_range(UNROLL):
+            mask_a = inside_m[:, None]
+            mask_b = inside_n[None, :]
+            if not EVEN_K:
+                inside_k = k < K - start - part * BLOCK_K
+                mask_a = mask_a & inside_k[None, :]
+                mask_b = mask_b & inside_k[:, None]
+            a = tl.load(a_rows + part * BLOCK_K, mask=mask_a, other=0)
+            b = tl.load(b_rows + part * BLOCK_K, mask=mask_b, other=0)
+            sums = tl.dot(a, b, sums)
+            if zero_point is not None:
+                weight_sums += tl.sum(b.to(tl.int32), axis=0)
+        a_rows += BLOCK_K * UNROLL
+        b_rows += BLOCK_K * UNROLL
+
+    if zero_point is not None:
+        sums -= tl.load(zero_point + first_m + m, mask=inside_m, other=0)[:, None] * weight_sums[None, :]
+    result = sums.to(tl.float32) * tl.load(scale + first_m + m, mask=inside_m, other=0.0)[:, None]
+    if columns is not None:
+        x += first_m * stride_xm
+        result = add_outliers(
+            x, weight, columns, count, result, inside_m, inside_n, stride_xm, stride_weight, BLOCK_M, BLOCK_N, BLOCK_O
+        )
+    result = scale_and_add_bias(result, weight_scale, bias, first_n + n, inside_n)
+    y += first_m * N + first_n
+    tl.store(y + (m[:, None] * N + n[None, :]), result.to(y.dtype.element_ty), mask=inside_m[:, None] & inside_n)
+
+
+def mixed_linear(x: Tensor, rows: QuantizedRows, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiplies quantized rows and, in floating point, their outlier columns with an int8 weight.
+
+    Args:
+        x: fp16, bf16 or fp32 [M, K], what `rows` was made of.
+        rows: Its codes.
+        weight: int8 [N, K], each row contiguous.
+        weight_scale: fp32 [N, 1], contiguous.
+        bias: Floating point [N], contiguous, or None.
+
+    Returns:
+        [M, N], dtype of `x`.
+    """
+    (m, k), n = x.shape, weight.shape[0]
+    y = torch.empty(m, n, dtype=x.dtype, device=x.device)
+    table = tiles.tables(x.device).mixed_linear
+    assert table is not None
+    tile = tiles.find(table, m)
+    mixed_linear_kernel[(triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n),)](
+        x,
+        *rows,
+        weight,
+        weight_scale,
+        bias,
+        y,
+        m,
+        n,
+        k,
+        x.stride(0),
+        rows.codes.stride(0),
+        weight.stride(0),
+        BLOCK_O=16 if x.dtype == torch.float32 else 32,
+        UNROLL=tile.unroll,
+        EVEN_K=k % (tile.block_k * tile.unroll) == 0,
+        **tile.product_arguments,
+    )
+    return y

@@ -1,0 +1,72 @@
+"""Products of floating-point rows with int8 weights on 16-bit tensor cores."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def upper_half(x):
+    """The part of fp32 numbers that is a bf16 number: the rest has 8 significant bits less."""
+    return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def add_product(x, weight, result):
+    """Returns `result + x . weight`, the codes of `weight` as they are, for x [M, K] in any of the three dtypes.
+
+    Every int8 is exact in fp16 and in bf16. An fp32 number is the exact sum of three bf16 numbers.
+    """
+    if x.dtype == tl.float32:
+        w = weight.to(tl.bfloat16)
+        high = upper_half(x)
+        rest = x - high
+        middle = upper_half(rest)
+        result = tl.dot((rest - middle).to(tl.bfloat16), w, result)
+        result = tl.dot(middle.to(tl.bfloat16), w, result)
+        return tl.dot(high.to(tl.bfloat16), w, result)
+    return tl.dot(x, weight.to(x.dtype), result)
+
+
+@triton.jit
+def add_outliers(
+    x,
+    weight,
+    columns,
+    count,
+    result,
+    inside_m,
+    inside_n,
+    stride_xm,
+    stride_weight,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+):
+    """Returns `result` plus the product of the outlier columns of a tile, as many as the device has counted.
+
+    `x` and `weight` point to the first row of the tile.
+    """
+    m = tl.arange(0, BLOCK_M)
+    n = tl.arange(0, BLOCK_N)
+    o = tl.arange(0, BLOCK_O)
+    n_columns = tl.load(count)
+    for start in tl.range(0, n_columns, BLOCK_O, num_stages=1):
+        inside_o = o < n_columns - start
+        column = tl.load(columns + start + o, mask=inside_o, other=0)
+        xo = x + (m[:, None] * stride_xm + column[None, :])
+        wo = weight + (n[None, :] * stride_weight + column[:, None])
+        result = add_product(
+            tl.load(xo, mask=inside_m[:, None] & inside_o[None, :], other=0.0),
+            tl.load(wo, mask=inside_n[None, :] & inside_o[:, None], other=0),
+            result,
+        )
+    return result
+
+
+@triton.jit
+def scale_and_add_bias(result, weight_scale, bias, n, inside_n):
+    """Returns `result * weight_scale + bias` of a tile with the output features `n`."""
+    result *= tl.load(weight_scale + n, mask=inside_n, other=0.0)[None, :]
+    if bias is not None:
+        result += tl.load(bias + n, mask=inside_n, other=0.0).to(tl.float32)[None, :]
+    return result

@@ -1,0 +1,20 @@
+"""Vector-wise quantization of a weight (LLM.int8(), section 3.1): that of rows, without outliers."""
+
+from torch import Tensor
+
+from llmint8.kernels.triton.int8_linear import on_device, with_contiguous_rows
+from llmint8.kernels.triton.quantize_rows import quantize_rows
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Same as `torch.ops.llmint8.quantize_weight_reference`, to the bit.
+
+    Args:
+        weight: fp16, bf16 or fp32 [N, K], N and K at least 1.
+
+    Returns:
+        int8 [N, K], contiguous, and fp32 [N, 1].
+    """
+    with on_device(weight):
+        rows = quantize_rows(with_contiguous_rows(weight))
+    return rows.codes.contiguous(), rows.scale.unsqueeze(1)

@@ -1,0 +1,206 @@
+"""Tile sizes by architecture and number of rows: a table, so that the first call is as quick as the others.
+
+Where the figures come from: `kernels/README.md`. `tuning.py` replaces them by what is measured on a GPU.
+"""
+
+import functools
+import json
+import re
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from triton import knobs
+from triton.runtime import driver
+
+from llmint8.cache import cache_folder
+
+# Tiles below each other that share a piece of the weight.
+GROUP_M = 8
+# Longer rows do not fit registers.
+LARGEST_ROW = 16384
+# Up to this many rows, reading the weight costs more than 16-bit arithmetic on every GPU of the table.
+DECODE_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a program computes, and with what.
+
+    Attributes:
+        block_m: Rows of x.
+        block_n: Output features.
+        block_k: Input features of a product.
+        num_warps: Warps (of 32 threads) of a program.
+        num_stages: Turns of the loop whose data are on the way at once, the current one included.
+        unroll: Products in a turn of the loop.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    unroll: int = 1
+
+    @functools.cached_property
+    def options(self) -> dict[str, Any]:
+        """The launch options."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
+    @functools.cached_property
+    def row_arguments(self) -> dict[str, Any]:
+        """The arguments of a kernel that holds a row in registers."""
+        return {"BLOCK_K": self.block_k, **self.options}
+
+    @functools.cached_property
+    def product_arguments(self) -> dict[str, Any]:
+        """The arguments of a matrix product."""
+        return {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "GROUP_M": GROUP_M, **self.row_arguments}
+
+
+# (largest M, tile) in ascending order; the last tile serves every larger M, too.
+Table = tuple[tuple[int, Tile], ...]
+
+DEQUANTIZE = Tile(1, 16, 256, 4, 1)
+SCALE_PRODUCT = Tile(32, 64, 16, 4, 1)
+
+_AMPERE: Table = (
+    (64, Tile(64, 64, 64, 4, 4, 2)),
+    (256, Tile(64, 128, 64, 4, 3, 2)),
+    (1 << 31, Tile(128, 128, 32, 4, 4, 2)),
+)
+_ADA: Table = (*_AMPERE[:2], (512, Tile(128, 128, 32, 4, 4, 2)), (1 << 31, Tile(256, 128, 32, 8, 3, 2)))
+_HOPPER: Table = (
+    (64, Tile(64, 64, 256, 4, 3)),
+    (256, Tile(64, 128, 256, 4, 3)),
+    (512, Tile(128, 128, 128, 8, 4)),
+    (1 << 31, Tile(128, 256, 128, 8, 3)),
+)
+_BLACKWELL: Table = (
+    (64, Tile(64, 64, 256, 4, 3)),
+    (256, Tile(64, 128, 128, 4, 4)),
+    (1 << 31, Tile(128, 128, 128, 8, 4)),
+)
+_RTX_50: Table = (
+    (64, Tile(64, 64, 128, 4, 4)),
+    (256, Tile(64, 128, 64, 4, 4)),
+    (1 << 31, Tile(128, 128, 128, 8, 3)),
+)
+_AMD: Table = ((64, Tile(64, 64, 64, 4, 2)), (1 << 31, Tile(128, 128, 64, 8, 2)))
+
+# Of `mixed_linear`. Architectures that are not here have no int8 tensor cores that Triton reaches and are worth it:
+# sm_75 multiplies with torch._int_mm, and sm_103, whose int8 is slower than its 16 bit, always in 16 bit.
+MIXED_LINEAR: dict[int | str, Table] = {
+    80: _AMPERE,
+    86: _AMPERE,
+    87: _AMPERE,
+    89: _ADA,
+    90: _HOPPER,
+    100: _BLACKWELL,
+    120: _RTX_50,
+    121: _RTX_50,
+    "gfx942": _AMD,
+    "gfx1100": _AMD,
+}
+WEIGHT_ONLY_LINEAR: Table = (
+    (16, Tile(16, 32, 128, 4, 4, 2)),
+    (32, Tile(32, 64, 64, 4, 4)),
+    (128, Tile(64, 64, 64, 4, 4)),
+    (1 << 31, Tile(128, 128, 32, 8, 3, 2)),
+)
+ONE_ROW: Table = ((1 << 31, Tile(1, 4, 1024, 4, 1)),)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tiles of a GPU.
+
+    Attributes:
+        mixed_linear: None if the GPU has no int8 tensor cores that are worth it.
+        weight_only_linear: For several rows.
+        one_row: For one row, by the number of output features.
+    """
+
+    mixed_linear: Table | None
+    weight_only_linear: Table = WEIGHT_ONLY_LINEAR
+    one_row: Table = ONE_ROW
+
+    def to_json(self) -> str:
+        """Returns the tables as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: The text is something else.
+        """
+        try:
+            tables = json.loads(text)
+            rows = {
+                name: table and tuple((most, Tile(**tile)) for most, tile in table) for name, table in tables.items()
+            }
+            return cls(**rows)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a table of tiles: {error!r}") from error
+
+
+def find(table: Table, size: int) -> Tile:
+    """Returns the tile for a size, M or N."""
+    return next(tile for most, tile in table if size <= most)
+
+
+def row_tile(k: int) -> Tile:
+    """Returns the tile of kernels that hold a row in registers, up to 32 features a thread, or a piece of it."""
+    if k > LARGEST_ROW:
+        return Tile(1, 1, LARGEST_ROW // 2, 16, 1)
+    block = max(32, 1 << (k - 1).bit_length())
+    return Tile(1, 1, block, min(max(block // 512, 4), 16), 1)
+
+
+def tables(device: torch.device) -> Tables:
+    """Returns the tiles for a device: those tuned on it by this user, or the ones of its architecture."""
+    return _tables(architecture(device), device.index if device.type == "cuda" else None)
+
+
+def architecture(device: torch.device) -> int | str:
+    """Returns the compute capability (80 for 8.0) or AMD's name of the architecture.
+
+    Args:
+        device: A GPU; of a CPU, where kernels are interpreted or compiled for a GPU that is not there, the
+            architecture that Triton compiles for.
+    """
+    if device.type == "cuda":
+        return _architecture(device.index)
+    return 80 if knobs.runtime.interpret else driver.active.get_current_target().arch
+
+
+def tuned_path(name: str) -> Path:
+    """Returns the file with the tiles that were tuned on a GPU.
+
+    Args:
+        name: Of the GPU.
+    """
+    return cache_folder() / "tiles" / (re.sub(r"\W+", "-", name) + ".json")
+
+
+@functools.cache
+def _architecture(index: int) -> int | str:
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+@functools.cache
+def _tables(architecture: int | str, index: int | None) -> Tables:
+    if index is not None and (path := tuned_path(torch.cuda.get_device_name(index))).is_file():
+        try:
+            return Tables.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            warnings.warn(f"{path} is not used, delete it or tune again: {error}", stacklevel=2)
+    return Tables(MIXED_LINEAR.get(architecture))

@@ -1,0 +1,165 @@
+"""Every kernel, interpreted, against `functional`."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmint8 import functional
+from llmint8.kernels.triton import column_scores, quantize_rows, tiles
+from llmint8.kernels.triton.int8_linear import int8_linear
+
+ROWS = (1, 2, 15, 16, 17, 33, 130)
+FEATURES = (1, 31, 32, 100, 257, 576)
+OUTPUTS = (1, 7, 64, 129)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Numbers of outlier columns: one turn of the loop over them takes 16 or 32.
+OUTLIERS = (0, 1, 7, 32, 37, "all")
+
+
+@pytest.fixture(autouse=True)
+def _several_rows_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(column_scores, "PROGRAMS", 3)
+    monkeypatch.setattr(quantize_rows, "PROGRAMS", 3)
+
+
+def settings(n_outliers: int | str, k: int, case: int) -> tuple[tuple[Any, ...], Tensor | None]:
+    """A setting that has so many outlier columns, of a mode that depends on the case; `make_input` fits."""
+    count = k if n_outliers == "all" else min(int(n_outliers), k)
+    symmetric, relative = bool(case & 1), bool(case & 2)
+    if case % 3 == 0:
+        return ("threshold", 6.0 if count else 1e9, 0, relative, symmetric), None
+    if case % 3 == 1:
+        return ("budget", 0.0, count, relative, symmetric), None
+    columns = torch.randperm(k)[:count]
+    return ("static", 0.0, count, False, symmetric), torch.cat([columns, columns[:1]])  # one of them twice
+
+
+def make_input(m: int, k: int, dtype: torch.dtype, n_outliers: int | str, strided: bool) -> Tensor:
+    x = torch.randn(m, k).clamp(-2, 2)
+    if n_outliers:
+        columns = slice(None) if n_outliers == "all" else torch.randperm(k)[: int(n_outliers)]
+        x[m // 2, columns] = 60 * x[m // 2, columns].sign()
+    if strided:
+        return torch.stack([x, x + 1], dim=1).to(dtype)[:, 0]
+    return x.to(dtype)
+
+
+def expected(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, columns: Tensor | None, *mode: Any
+) -> Tensor:
+    if x.shape[0] <= tiles.DECODE_ROWS:
+        return functional.weight_only_linear(x, weight, scale, bias)
+    outliers = functional.select_outliers(x, columns, *mode[:4])
+    return functional.mixed_linear(x, weight, scale, bias, outliers, mode[4])
+
+
+def check(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, columns: Tensor | None, *mode: Any) -> None:
+    """Compares with the bounds of the CPU kernels: the order of fp32 sums, and one rounding on either side."""
+    y = int8_linear(x, weight, scale, bias, columns, *mode)
+    wanted = expected(x, weight, scale, bias, columns, *mode)
+    k = x.shape[1]
+    w = functional.dequantize(weight, scale)
+    size = x.float().abs() @ w.abs().T + x.float().abs().amax(1, keepdim=True) * w.abs().sum(1)
+    if bias is not None:
+        size += bias.float().abs()
+    allowed = 2 * (k + 8) * 2**-24 * size + torch.finfo(x.dtype).eps * wanted.float().abs()
+    assert y.dtype == x.dtype
+    wrong = (y.float() - wanted.float()).abs() > allowed
+    assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()}, first at {wrong.nonzero()[0].tolist()}"
+
+
+@pytest.mark.parametrize("n", OUTPUTS)
+@pytest.mark.parametrize("k", FEATURES)
+@pytest.mark.parametrize("m", ROWS)
+def test_same_as_functional(m: int, k: int, n: int) -> None:
+    torch.manual_seed(m * k + n)
+    weight, scale = functional.quantize_rowwise(torch.randn(n, k))
+    # Each size meets every other pair of dtype and number of outliers, its neighbours the others, in changing modes.
+    size = ROWS.index(m) + FEATURES.index(k) + OUTPUTS.index(n)
+    for case, (dtype, n_outliers) in enumerate(itertools.product(DTYPES, OUTLIERS), start=size):
+        if (case + DTYPES.index(dtype)) % 2:
+            continue
+        x = make_input(m, k, dtype, n_outliers, strided=case % 4 < 2)
+        bias = torch.randn(n).to(dtype) if case % 5 else None
+        mode, columns = settings(n_outliers, k, case)
+        check(x, weight, scale, bias, columns, *mode)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("mode", ["budget", "threshold", "static", "none"])
+@pytest.mark.parametrize("m", [1, 3, 40])
+def test_a_row_that_is_not_finite_spoils_itself_only(m: int, mode: str, symmetric: bool) -> None:
+    torch.manual_seed(0)
+    weight, scale = functional.quantize_rowwise(torch.randn(24, 48))
+    columns = torch.tensor([5, 7])
+    for bad, column in itertools.product((torch.nan, torch.inf, -torch.inf), (5, 6)):
+        x = torch.randn(m, 48)
+        x[:, 5] *= 30
+        clean = x.clone()
+        x[m // 2, column] = bad
+        arguments = (weight, scale, None, columns, mode, 6.0, 2, True, symmetric)
+        y, others = int8_linear(x, *arguments), torch.arange(m) != m // 2
+        assert not y[m // 2].isfinite().any()
+        torch.testing.assert_close(y[others], int8_linear(clean, *arguments)[others], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("k", [40, 130])
+def test_rows_that_do_not_fit_registers(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
+    monkeypatch.setattr(tiles, "LARGEST_ROW", 32)
+    torch.manual_seed(k)
+    weight, scale = functional.quantize_rowwise(torch.randn(8, k))
+    for case in range(6):
+        x = make_input(40, k, torch.float16, 7, strided=False)
+        mode, columns = settings(7, k, case)
+        check(x, weight, scale, None, columns, *mode)
+
+
+def test_of_equal_scores_the_first_columns_count() -> None:
+    x = torch.ones(40, 300)
+    x[:, 100:] = -2
+    x[:, 7] = 3
+    rows = quantize_rows.quantize_rows(x, None, "budget", 0.0, 9, False, False)
+    assert rows.columns.tolist() == [7, *range(100, 108)]
+    assert rows.count.item() == 9
+    everything = quantize_rows.quantize_rows(torch.zeros(40, 20), None, "budget", 0.0, 32, True, False)
+    assert everything.columns.tolist() == list(range(20))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_codes_are_those_of_functional(dtype: torch.dtype, symmetric: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(70, 333).to(dtype)
+    x[3] = 0
+    x[4] = x[4].abs()
+    x[5] = x[5] * torch.finfo(dtype).tiny
+    rows = quantize_rows.quantize_rows(x, symmetric=symmetric)
+    wanted = functional.quantize_rowwise(x) if symmetric else functional.quantize_zeropoint(x)
+    assert torch.equal(rows.codes, wanted[0])
+    assert torch.equal(rows.scale, wanted[1].flatten())
+    if not symmetric:
+        assert torch.equal(rows.zero_point, wanted[2].flatten())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scores_are_those_of_functional(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(70, 333).to(dtype)
+    x[3, 7], x[4, 8], x[:, 9] = torch.nan, torch.inf, 0
+    for relative in (True, False):
+        scores = column_scores.column_scores(x, relative).view(torch.float32)
+        torch.testing.assert_close(scores, functional.outlier_scores(x, relative), rtol=1e-6 if relative else 0, atol=0)
+
+
+def test_what_cannot_be_contiguous_is_copied() -> None:
+    torch.manual_seed(0)
+    weight, scale = functional.quantize_rowwise(torch.randn(24, 96))
+    x = torch.randn(48, 40).T
+    wide = torch.randn(40, 96)
+    for m in (1, 5, 40):
+        check(x[:m], weight[:, ::2], scale, None, None, "budget", 0.0, 4, True, False)
+        check(wide[:m, 24:72], weight[:, 24:72], scale, None, None, "budget", 0.0, 4, True, False)
+        check(wide[:1].expand(m, 96), weight, scale, None, None, "none", 0.0, 0, True, True)
