@@ -66,6 +66,15 @@ def column_scores(x: Tensor, relative: bool) -> Tensor:
     rows = triton.cdiv(m, PROGRAMS)
     tile = tiles.row_tile(k)
     column_scores_kernel[(triton.cdiv(m, rows), triton.cdiv(k, tile.block_k))](
-        x, scores, m, k, x.stride(0), rows, RELATIVE=relative, WHOLE_ROWS=k <= tile.block_k, **tile.row_arguments
+        x,
+        scores,
+        m,
+        k,
+        x.stride(0),
+        rows,
+        RELATIVE=relative,
+        WHOLE_ROWS=k <= tile.block_k,
+        BLOCK_K=tile.block_k,
+        **tile.options(tiles.architecture(x.device)),
     )
     return scores

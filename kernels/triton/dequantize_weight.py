@@ -58,6 +58,6 @@ def dequantize_weight(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) 
             weight.stride(0),
             BLOCK_N=tile.block_n,
             BLOCK_K=tile.block_k,
-            **tile.options,
+            **tile.options(tiles.architecture(weight.device)),
         )
     return result

@@ -35,7 +35,7 @@ def int8_linear(
     with on_device(x):
         tables = tiles.tables(x.device)
         use_int_mm = tables.mixed_linear is None and can_int_mm(x, weight)
-        if m <= tiles.DECODE_ROWS or k > functional.INT32_K or not (tables.mixed_linear or use_int_mm):
+        if m <= tables.decode_rows or k > functional.INT32_K or not (tables.mixed_linear or use_int_mm):
             return weight_only_linear(x, weight, weight_scale, bias)
         if mode == "budget" and budget == 0:
             mode = "none"

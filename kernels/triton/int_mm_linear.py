@@ -7,11 +7,11 @@ from torch import Tensor
 
 from llmint8.kernels.triton import tiles
 from llmint8.kernels.triton.products import add_outliers, scale_and_add_bias
-from llmint8.kernels.triton.quantize_rows import ALIGNMENT, QuantizedRows
+from llmint8.kernels.triton.quantize_rows import QuantizedRows
 
 # What torch._int_mm asks of the number of rows; of the sizes it asks a multiple of 8, we of contiguous codes.
 LEAST_ROWS = 17
-MULTIPLE = ALIGNMENT
+MULTIPLE = tiles.ALIGNMENT
 ARCHITECTURES = (75,)
 
 
@@ -100,6 +100,6 @@ def int_mm_linear(x: Tensor, rows: QuantizedRows, weight: Tensor, weight_scale: 
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_O=16,
-        **tile.options,
+        **tile.options(tiles.architecture(x.device)),
     )
     return y

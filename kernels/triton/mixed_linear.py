@@ -110,7 +110,10 @@ def mixed_linear(x: Tensor, rows: QuantizedRows, weight: Tensor, weight_scale: T
     y = torch.empty(m, n, dtype=x.dtype, device=x.device)
     table = tiles.tables(x.device).mixed_linear
     assert table is not None
-    tile = tiles.find(table, m)
+    # Larger tiles of fp32 do not fit shared memory on their way out, if N is odd.
+    tile = tiles.find(table, min(m, 256) if x.dtype == torch.float32 else m)
+    if not tiles.is_aligned(weight):
+        tile = tiles.UNALIGNED
     mixed_linear_kernel[(triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n),)](
         x,
         *rows,
@@ -127,6 +130,7 @@ def mixed_linear(x: Tensor, rows: QuantizedRows, weight: Tensor, weight_scale: T
         BLOCK_O=16 if x.dtype == torch.float32 else 32,
         UNROLL=tile.unroll,
         EVEN_K=k % (tile.block_k * tile.unroll) == 0,
-        **tile.product_arguments,
+        **tile.sizes,
+        **tile.options(tiles.architecture(x.device)),
     )
     return y

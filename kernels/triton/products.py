@@ -24,7 +24,8 @@ def add_product(x, weight, result):
         result = tl.dot((rest - middle).to(tl.bfloat16), w, result)
         result = tl.dot(middle.to(tl.bfloat16), w, result)
         return tl.dot(high.to(tl.bfloat16), w, result)
-    return tl.dot(x, weight.to(x.dtype), result)
+    else:
+        return tl.dot(x, weight.to(x.dtype), result)
 
 
 @triton.jit

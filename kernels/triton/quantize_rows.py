@@ -12,8 +12,6 @@ from llmint8.kernels.triton.column_scores import column_scores
 
 # Each program chooses the outlier columns anew, which takes it a few microseconds and saves a launch and a wait.
 PROGRAMS = 256
-# Rows of codes start where 16 bytes can be read at once.
-ALIGNMENT = 16
 
 NONE, THRESHOLD, BUDGET, STATIC = (tl.constexpr(i) for i in range(4))
 MODES = {"none": NONE.value, "threshold": THRESHOLD.value, "budget": BUDGET.value, "static": STATIC.value}
@@ -56,16 +54,17 @@ def count_scores(scores, kept, least, last, K, EQUAL: tl.constexpr, BLOCK_K: tl.
     k = tl.arange(0, BLOCK_K)
     if WHOLE_ROWS:
         return count_ones((kept == least) & (k <= last) if EQUAL else kept >= least)
-    count = 0
-    for start in range(0, K, BLOCK_K):
-        kept = tl.load(scores + start + k, mask=k < K - start, other=-1)
-        count += count_ones((kept == least) & (start + k <= last) if EQUAL else kept >= least)
-    return count
+    else:
+        count = 0
+        for start in range(0, K, BLOCK_K):
+            kept = tl.load(scores + start + k, mask=k < K - start, other=-1)
+            count += count_ones((kept == least) & (start + k <= last) if EQUAL else kept >= least)
+        return count
 
 
 @triton.jit
 def select_budget(scores, K, N_BUDGET: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE_ROWS: tl.constexpr):
-    """The least of the N_BUDGET largest scores, and the last column that may have it: of equal ones, the first count."""
+    """The least of the N_BUDGET largest scores, and the last column that may have it: of equals, the first count."""
     k = tl.arange(0, BLOCK_K)
     kept = tl.load(scores + k, mask=k < K, other=-1)
     least = 0  # bit by bit, from the top
@@ -92,8 +91,9 @@ def is_outlier(scores, static_columns, k, K, least, last, n_static, MODE: tl.con
         for i in range(n_static):
             outlier = outlier | (k == tl.load(static_columns + i))
         return outlier & (k < K)
-    kept = tl.load(scores + k, mask=k < K, other=-1)
-    return (kept > least) | ((kept == least) & (k <= last))
+    else:
+        kept = tl.load(scores + k, mask=k < K, other=-1)
+        return (kept > least) | ((kept == least) & (k <= last))
 
 
 @triton.jit
@@ -233,7 +233,7 @@ def quantize_rows(
         ones_row: Adds a row of ones below the codes.
     """
     m, k = x.shape
-    stride = triton.cdiv(k, ALIGNMENT) * ALIGNMENT
+    stride = triton.cdiv(k, tiles.ALIGNMENT) * tiles.ALIGNMENT
     codes = torch.empty(m + ones_row, stride, dtype=torch.int8, device=x.device)[:, :k]
     scale = torch.empty(m, dtype=torch.float32, device=x.device)
     zero_point = None if symmetric else torch.empty(m, dtype=torch.int32, device=x.device)
@@ -267,7 +267,8 @@ def quantize_rows(
         SYMMETRIC=symmetric,
         ONES_ROW=ones_row,
         WHOLE_ROWS=k <= tile.block_k,
-        **tile.row_arguments,
+        BLOCK_K=tile.block_k,
+        **tile.options(tiles.architecture(x.device)),
     )
     return QuantizedRows(codes, scale, zero_point, columns, count)
 

@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
 from llmint8.cache import cache_folder
 
+# Bytes that a thread reads at once.
+ALIGNMENT = 16
 # Tiles below each other that share a piece of the weight.
 GROUP_M = 8
 # Longer rows do not fit registers.
 LARGEST_ROW = 16384
-# Up to this many rows, reading the weight costs more than 16-bit arithmetic on every GPU of the table.
+# Up to so many rows, reading the weight takes longer than 16-bit arithmetic on every GPU with tensor cores in Triton.
 DECODE_ROWS = 32
 
 
@@ -45,25 +48,29 @@ class Tile:
     num_stages: int
     unroll: int = 1
 
-    @functools.cached_property
-    def options(self) -> dict[str, Any]:
-        """The launch options."""
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+    def options(self, architecture: int | str) -> dict[str, Any]:
+        """Returns the launch options.
 
-    @functools.cached_property
-    def row_arguments(self) -> dict[str, Any]:
-        """The arguments of a kernel that holds a row in registers."""
-        return {"BLOCK_K": self.block_k, **self.options}
+        Args:
+            architecture: As `architecture` gives it.
+        """
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        if isinstance(architecture, int):
+            # Left alone, ptxas saves registers that nothing else would use, and spills some.
+            options["maxnreg"] = min(65536 // (32 * self.num_warps), 255)
+        return options
 
-    @functools.cached_property
-    def product_arguments(self) -> dict[str, Any]:
-        """The arguments of a matrix product."""
-        return {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "GROUP_M": GROUP_M, **self.row_arguments}
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes, as the arguments of a matrix product."""
+        return {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_K": self.block_k, "GROUP_M": GROUP_M}
 
 
 # (largest M, tile) in ascending order; the last tile serves every larger M, too.
 Table = tuple[tuple[int, Tile], ...]
 
+# Of products with a weight whose rows cannot be read 16 bytes at a time: single bytes take many registers.
+UNALIGNED = Tile(32, 32, 32, 4, 2)
 DEQUANTIZE = Tile(1, 16, 256, 4, 1)
 SCALE_PRODUCT = Tile(32, 64, 16, 4, 1)
 
@@ -89,7 +96,8 @@ _RTX_50: Table = (
     (256, Tile(64, 128, 64, 4, 4)),
     (1 << 31, Tile(128, 128, 128, 8, 3)),
 )
-_AMD: Table = ((64, Tile(64, 64, 64, 4, 2)), (1 << 31, Tile(128, 128, 64, 8, 2)))
+_CDNA: Table = ((64, Tile(64, 64, 64, 4, 2)), (1 << 31, Tile(128, 128, 64, 8, 2)))
+_RDNA: Table = ((1 << 31, Tile(64, 64, 64, 4, 2)),)
 
 # Of `mixed_linear`. Architectures that are not here have no int8 tensor cores that Triton reaches and are worth it:
 # sm_75 multiplies with torch._int_mm, and sm_103, whose int8 is slower than its 16 bit, always in 16 bit.
@@ -102,15 +110,18 @@ MIXED_LINEAR: dict[int | str, Table] = {
     100: _BLACKWELL,
     120: _RTX_50,
     121: _RTX_50,
-    "gfx942": _AMD,
-    "gfx1100": _AMD,
+    "gfx942": _CDNA,
+    "gfx1100": _RDNA,
 }
 WEIGHT_ONLY_LINEAR: Table = (
-    (16, Tile(16, 32, 128, 4, 4, 2)),
+    (16, Tile(16, 32, 64, 4, 6, 2)),
     (32, Tile(32, 64, 64, 4, 4)),
     (128, Tile(64, 64, 64, 4, 4)),
     (1 << 31, Tile(128, 128, 32, 8, 3, 2)),
 )
+_AMD_WEIGHT_ONLY: Table = ((16, Tile(16, 32, 32, 4, 2)), (1 << 31, Tile(32, 32, 32, 4, 2)))
+# Triton has no tensor cores at all on sm_75.
+_TURING: Table = ((16, Tile(16, 32, 64, 4, 1)), (1 << 31, Tile(64, 64, 16, 8, 1)))
 ONE_ROW: Table = ((1 << 31, Tile(1, 4, 1024, 4, 1)),)
 
 
@@ -122,11 +133,13 @@ class Tables:
         mixed_linear: None if the GPU has no int8 tensor cores that are worth it.
         weight_only_linear: For several rows.
         one_row: For one row, by the number of output features.
+        decode_rows: Up to so many rows, the input is not quantized.
     """
 
     mixed_linear: Table | None
     weight_only_linear: Table = WEIGHT_ONLY_LINEAR
     one_row: Table = ONE_ROW
+    decode_rows: int = DECODE_ROWS
 
     def to_json(self) -> str:
         """Returns the tables as JSON."""
@@ -154,12 +167,30 @@ def find(table: Table, size: int) -> Tile:
     return next(tile for most, tile in table if size <= most)
 
 
+def is_aligned(weight: Tensor) -> bool:
+    """Whether the rows of a weight [N, K] can be read 16 bytes at a time."""
+    return not (weight.shape[1] % ALIGNMENT or weight.stride(0) % ALIGNMENT or weight.storage_offset() % ALIGNMENT)
+
+
 def row_tile(k: int) -> Tile:
     """Returns the tile of kernels that hold a row in registers, up to 32 features a thread, or a piece of it."""
     if k > LARGEST_ROW:
-        return Tile(1, 1, LARGEST_ROW // 2, 16, 1)
+        return Tile(1, 1, LARGEST_ROW // 4, 8, 1)
     block = max(32, 1 << (k - 1).bit_length())
     return Tile(1, 1, block, min(max(block // 512, 4), 16), 1)
+
+
+def built_in(architecture: int | str) -> Tables:
+    """Returns the tiles of an architecture.
+
+    Args:
+        architecture: Compute capability (80 for 8.0), or AMD's name.
+    """
+    if architecture == 75:
+        return Tables(None, _TURING, decode_rows=16)
+    if isinstance(architecture, str):
+        return Tables(MIXED_LINEAR.get(architecture), _AMD_WEIGHT_ONLY)
+    return Tables(MIXED_LINEAR.get(architecture))
 
 
 def tables(device: torch.device) -> Tables:
@@ -203,4 +234,4 @@ def _tables(architecture: int | str, index: int | None) -> Tables:
             return Tables.from_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
             warnings.warn(f"{path} is not used, delete it or tune again: {error}", stacklevel=2)
-    return Tables(MIXED_LINEAR.get(architecture))
+    return built_in(architecture)

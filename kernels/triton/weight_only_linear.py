@@ -110,7 +110,7 @@ def weight_only_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Te
     """
     (m, k), n = x.shape, weight.shape[0]
     y = torch.empty(m, n, dtype=x.dtype, device=x.device)
-    tables = tiles.tables(x.device)
+    tables, architecture = tiles.tables(x.device), tiles.architecture(x.device)
     if m == 1:
         tile = tiles.find(tables.one_row, n)
         block_k = min(tile.block_k, max(128, 1 << (k - 1).bit_length()))
@@ -126,10 +126,10 @@ def weight_only_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Te
             BLOCK_N=tile.block_n,
             BLOCK_K=block_k,
             EVEN_K=k % block_k == 0,
-            **tile.options,
+            **tile.options(architecture),
         )
         return y
-    tile = tiles.find(tables.weight_only_linear, m)
+    tile = tiles.find(tables.weight_only_linear, m) if tiles.is_aligned(weight) else tiles.UNALIGNED
     weight_only_linear_kernel[(triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n),)](
         x,
         weight,
@@ -143,6 +143,7 @@ def weight_only_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Te
         weight.stride(0),
         UNROLL=tile.unroll,
         EVEN_K=k % (tile.block_k * tile.unroll) == 0,
-        **tile.product_arguments,
+        **tile.sizes,
+        **tile.options(architecture),
     )
     return y

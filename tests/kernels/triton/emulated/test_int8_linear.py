@@ -1,0 +1,185 @@
+"""The compiled kernels against `functional`, on several architectures, with their launches and traffic."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from ptxemu import emulate
+from torch import Tensor, nn
+
+from llmint8 import Int8Linear, functional, ops, quantize_
+from llmint8.kernels.triton import quantize_rows, tiles
+from llmint8.kernels.triton.int8_linear import int8_linear
+from llmint8.kernels.triton.mixed_linear import mixed_linear
+from llmint8.kernels.triton.weight_only_linear import weight_only_linear
+
+ARCHITECTURES = (80, 86, 89, 120)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+COLUMNS = torch.tensor([3, 9, 3])
+MODES = {
+    "threshold": ("threshold", 6.0, 0, False),
+    "budget": ("budget", 0.0, 5, True),
+    "static": ("static", 0.0, 2, False),
+    "none": ("none", 0.0, 0, False),
+}
+PREFILL = {"threshold": 3, "budget": 3, "static": 2, "none": 2}
+
+
+@pytest.fixture(params=ARCHITECTURES, ids="sm_{}".format)
+def emulator(request: pytest.FixtureRequest) -> Iterator[Any]:
+    tiles._tables.cache_clear()
+    with emulate(cc=request.param, patch_torch=True, is_cuda=True, exact_views=True, races=True) as running:
+        yield running
+
+
+def make_input(m: int, k: int, dtype: torch.dtype, strided: bool = False) -> Tensor:
+    x = torch.randn(m, k).clamp(-2, 2)
+    x[m // 2, [3, k // 2]] = 60
+    return torch.stack([x, x + 1], dim=1).to(dtype)[:, 0] if strided else x.to(dtype)
+
+
+def check(y: Tensor, expected: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> None:
+    """The bounds of the interpreted kernels."""
+    w = functional.dequantize(weight, scale)
+    size = x.float().abs() @ w.abs().T + x.float().abs().amax(1, keepdim=True) * w.abs().sum(1)
+    allowed = 2 * (x.shape[1] + 8) * 2**-24 * size + torch.finfo(x.dtype).eps * (1 + expected.float().abs())
+    wrong = (y.float() - expected.float()).abs() > allowed
+    assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()}, first at {wrong.nonzero()[0].tolist()}"
+
+
+def run_layer(x: Tensor, n: int, mode: str, symmetric: bool) -> tuple[Tensor, Int8Linear]:
+    layer = Int8Linear.from_float(nn.Linear(x.shape[1], n, dtype=x.dtype))
+    layer._settings = (*MODES[mode], symmetric)
+    layer.set_outlier_columns(COLUMNS if mode == "static" else None)
+    with torch.no_grad():
+        return layer(x), layer
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_whole_layer(emulator: Any, mode: str, symmetric: bool) -> None:
+    torch.manual_seed(0)
+    case = list(MODES).index(mode) + symmetric
+    for m, k, n in ((33, 31, 7), (70, 100, 129), (40, 576, 64)):
+        x = make_input(m, k, DTYPES[case % 3], strided=m == 70)
+        case += 1
+        emulator.launches.clear()
+        y, layer = run_layer(x, n, mode, symmetric)
+        _, *launches = emulator.launches  # the first one quantized the weight
+        assert len(launches) == PREFILL[mode]  # and the zeros that the scores start from
+        weight, scale, bias = layer.weight, layer.weight_scale, layer.bias
+        outliers = functional.select_outliers(x, layer.outlier_columns, *MODES[mode])
+        expected = functional.mixed_linear(x, weight, scale, bias, outliers, symmetric)
+        check(y, expected, x, weight, scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_whole_layer_decoding(emulator: Any, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    for m, k, n in ((1, 100, 70), (1, 576, 64), (5, 257, 129), (32, 64, 33)):
+        x = make_input(m, k, dtype, strided=m == 5)
+        emulator.launches.clear()
+        y, layer = run_layer(x, n, "budget", symmetric=False)
+        assert len(emulator.launches) == 2  # one of them quantized the weight
+        expected = functional.weight_only_linear(x, layer.weight, layer.weight_scale, layer.bias)
+        check(y, expected, x, layer.weight, layer.weight_scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_tile(emulator: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    tables = tiles.built_in(emulator.cc)
+    for kind, table in (("mixed", tables.mixed_linear), ("weight only", tables.weight_only_linear)):
+        for most, tile in table:
+            # Enough turns of the loop for each stage of the pipeline to come round, the last one whole or not.
+            turns = tile.num_stages * tile.block_k * tile.unroll
+            for k in (turns, turns - 16) if dtype == torch.float16 else (turns - 16,):
+                m = min(most, tile.block_m + 3)
+                x = make_input(m, k, dtype)
+                weight, scale = functional.quantize_rowwise(torch.randn(tile.block_n - 7, k))
+                always = ((1 << 31, tile),)
+                monkeypatch.setattr(tiles, "tables", lambda device, t=always: tiles.Tables(t, t))
+                if kind == "weight only":
+                    y = weight_only_linear(x, weight, scale, None)
+                    expected = functional.weight_only_linear(x, weight, scale)
+                elif dtype == torch.float32 and most > 256:
+                    continue  # such a tile is not for fp32
+                else:
+                    rows = quantize_rows.quantize_rows(x, None, "budget", 0.0, 37, True, False)
+                    y = mixed_linear(x, rows, weight, scale, None)
+                    outliers = functional.select_outliers(x, None, "budget", 0.0, 37, True)
+                    expected = functional.mixed_linear(x, weight, scale, None, outliers, False)
+                check(y, expected, x, weight, scale)
+
+
+def test_decoding_reads_each_byte_of_the_weight_once(emulator: Any) -> None:
+    for k, n in ((576, 129), (1600, 70), (101, 33)):
+        weight, scale = functional.quantize_rowwise(torch.randn(n, k))
+        for m in (1, 2, 16, 17, 32):
+            emulator.launches.clear()
+            int8_linear(torch.randn(m, k).half(), weight, scale, None, None, "budget", 0.0, 5, True, False)
+            assert [launch.loaded["weight"] for launch in emulator.launches] == [n * k]
+
+
+def test_prefill_reads_only_outlier_columns_of_the_weight_twice(emulator: Any) -> None:
+    for k, n in ((576, 129), (101, 33)):
+        weight, scale = functional.quantize_rowwise(torch.randn(n, k))
+        for symmetric in (True, False):
+            emulator.launches.clear()
+            int8_linear(torch.randn(40, k).half(), weight, scale, None, None, "budget", 0.0, 5, True, symmetric)
+            assert emulator.launches[-1].loaded["weight"] == n * (k + 5)
+            assert emulator.launches[-1].mma  # tensor cores
+
+
+def test_x_is_read_once_more_than_necessary(emulator: Any) -> None:
+    weight, scale = functional.quantize_rowwise(torch.randn(32, 576))
+    int8_linear(torch.randn(40, 576).half(), weight, scale, None, None, "budget", 0.0, 5, True, False)
+    scores, quantize, product = emulator.launches
+    assert scores.loaded["x"] == quantize.loaded["x"] == 40 * 576 * 2
+    assert product.loaded["x"] == 40 * 5 * 2
+
+
+def test_weights_are_quantized_and_dequantized_to_the_bit(emulator: Any) -> None:
+    torch.manual_seed(0)
+    for dtype in DTYPES:
+        weight = torch.randn(70, 333).to(dtype)
+        weight[3] = 0
+        codes, scale = ops.quantize_weight(weight)
+        expected = functional.quantize_rowwise(weight)
+        assert torch.equal(codes, expected[0])
+        assert torch.equal(scale, expected[1])
+        assert torch.equal(ops.dequantize_weight(codes, scale, dtype), functional.dequantize(codes, scale, dtype=dtype))
+    assert {launch.kernel for launch in emulator.launches} == {"quantize_rows_kernel", "dequantize_weight_kernel"}
+
+
+def test_a_row_that_is_not_finite_spoils_itself_only(emulator: Any) -> None:
+    weight, scale = functional.quantize_rowwise(torch.randn(24, 48))
+    for m in (1, 3, 40):
+        for bad in (torch.nan, torch.inf):
+            for symmetric in (True, False):
+                x = torch.randn(m, 48).half()
+                x[m // 2, 6] = bad
+                y = int8_linear(x, weight, scale, None, COLUMNS, "static", 0.0, 2, False, symmetric)
+                spoilt = torch.arange(m) == m // 2
+                assert not y[spoilt].isfinite().any()
+                assert y[~spoilt].isfinite().all()
+
+
+@pytest.mark.parametrize("emulator", [80], indirect=True, ids="sm_{}".format)
+def test_a_model_says_the_same(emulator: Any) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 128}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
+    prompt = torch.randint(1, 128, (1, 40))
+    quantize_(model.eval())
+    y = model.generate(prompt, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    assert any(launch.kernel == "mixed_linear_kernel" for launch in emulator.launches)
+    assert any(launch.kernel == "one_row_kernel" for launch in emulator.launches)
+    launched = len(emulator.launches)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops.triton, "takes", lambda x: False)
+        assert torch.equal(model.generate(prompt, max_new_tokens=6, do_sample=False, eos_token_id=None), y)
+    assert len(emulator.launches) == launched
