@@ -1,5 +1,6 @@
 """Choice of outlier columns, and row-wise quantization of everything else (LLM.int8(), sections 2.1 and 3.2)."""
 
+import struct
 from typing import NamedTuple
 
 import torch
@@ -234,7 +235,7 @@ def quantize_rows(
     """
     m, k = x.shape
     stride = triton.cdiv(k, tiles.ALIGNMENT) * tiles.ALIGNMENT
-    codes = torch.empty(m + ones_row, stride, dtype=torch.int8, device=x.device)[:, :k]
+    codes = torch.empty(m + ones_row, stride, dtype=torch.int8, device=x.device).narrow(1, 0, k)
     scale = torch.empty(m, dtype=torch.float32, device=x.device)
     zero_point = None if symmetric else torch.empty(m, dtype=torch.int32, device=x.device)
     scores = column_scores(x, relative) if mode in ("threshold", "budget") else None
@@ -275,4 +276,4 @@ def quantize_rows(
 
 def fp32_bits(x: float) -> int:
     """Returns the bits of the fp32 number nearest to x, 0 for a negative one: their order is that of the numbers."""
-    return int(torch.tensor(max(x, 0.0), dtype=torch.float32).view(torch.int32))
+    return struct.unpack("<i", struct.pack("<f", min(max(x, 0.0), torch.finfo(torch.float32).max)))[0]

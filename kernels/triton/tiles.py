@@ -153,11 +153,11 @@ class Tables:
             ValueError: The text is something else.
         """
         try:
-            tables = json.loads(text)
-            rows = {
-                name: table and tuple((most, Tile(**tile)) for most, tile in table) for name, table in tables.items()
-            }
-            return cls(**rows)
+            fields = json.loads(text)
+            for name, table in fields.items():
+                if isinstance(table, list):
+                    fields[name] = tuple((int(most), Tile(**tile)) for most, tile in table)
+            return cls(**fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a table of tiles: {error!r}") from error
 

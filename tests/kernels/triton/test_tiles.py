@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from llmint8.kernels.triton import audit, tiles
+from llmint8.kernels.triton.compile_only import SHARED_MEMORY, compile_only
+from llmint8.kernels.triton.weight_only_linear import weight_only_linear
+
+
+def test_every_architecture_has_a_tile_for_every_number_of_rows() -> None:
+    for architecture in SHARED_MEMORY:
+        tables = tiles.built_in(architecture)
+        for table in (tables.mixed_linear, tables.weight_only_linear, tables.one_row):
+            if table is not None:
+                assert [most for most, _ in table] == sorted(most for most, _ in table)
+                for m in (1, 16, 17, 64, 65, 4096, 1 << 24):
+                    assert tiles.find(table, m).num_warps in (4, 8)
+
+
+def test_tables_come_back_from_json() -> None:
+    for architecture in (75, 89, 103):
+        tables = tiles.built_in(architecture)
+        assert tiles.Tables.from_json(tables.to_json()) == tables
+    for text in ("", "[]", "{}", '{"mixed_linear": [[1, {}]]}', '{"mixed_linear": null, "other": 1}'):
+        with pytest.raises(ValueError, match="not a table of tiles"):
+            tiles.Tables.from_json(text)
+
+
+def test_what_was_tuned_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LLMINT8_CACHE", str(tmp_path))
+    monkeypatch.setattr(tiles, "_architecture", lambda index: 80)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA RTX/9 Ti")
+    monkeypatch.setattr(tiles, "_tables", tiles._tables.__wrapped__)
+    gpu = torch.device("cuda", 0)
+    assert tiles.tables(gpu) == tiles.built_in(80)
+    tuned = tiles.Tables(((1 << 31, tiles.Tile(64, 64, 64, 4, 2)),))
+    path = tiles.tuned_path("NVIDIA RTX/9 Ti")
+    assert path == tmp_path / "tiles" / "NVIDIA-RTX-9-Ti.json"
+    path.parent.mkdir()
+    path.write_text(tuned.to_json())
+    assert tiles.tables(gpu) == tuned
+    path.write_text("{")
+    with pytest.warns(UserWarning, match="is not used"):
+        assert tiles.tables(gpu) == tiles.built_in(80)
+
+
+def test_the_audit_sees_what_is_wrong() -> None:
+    x, weight = torch.empty(8, 256, dtype=torch.float16), torch.empty(64, 256, dtype=torch.int8)
+    with compile_only(80) as launches:
+        weight_only_linear(x, weight, torch.empty(64, 1), None)
+        weight_only_linear(x, weight[:, :-1], torch.empty(64, 1), None)
+    good, bad = (audit.read(80, launch.binary, "case") for launch in launches)
+    assert good.fault == ""
+    assert good.registers > 16
+    assert "float" in good.mma
+    assert bad.fault == "copies of less than 16 bytes"
+    rows = audit.Row(**{**vars(good), "kernel": "mixed_linear", "spills": 3, "shared": good.limit + 1})
+    fault = audit._fault(rows, int8=0, copies=4, wide=4)
+    assert fault == "3 spills, too much shared memory, no int8 tensor cores"
