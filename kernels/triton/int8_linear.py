@@ -39,10 +39,9 @@ def int8_linear(
             return weight_only_linear(x, weight, weight_scale, bias)
         if mode == "budget" and budget == 0:
             mode = "none"
-        if mode == "static":
-            if outlier_columns is None:
-                functional.select_outliers(x, None, mode, threshold, budget, relative)  # raises
-            outlier_columns = outlier_columns.contiguous()
+        if mode == "static" and outlier_columns is None:
+            functional.select_outliers(x, None, mode, threshold, budget, relative)  # raises an error
+        outlier_columns = None if outlier_columns is None else outlier_columns.contiguous()
         ones_row = use_int_mm and not symmetric
         rows = quantize_rows(x, outlier_columns, mode, threshold, budget, relative, symmetric, ones_row)
         multiply = int_mm_linear if use_int_mm else mixed_linear

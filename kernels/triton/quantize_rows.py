@@ -27,14 +27,14 @@ class QuantizedRows(NamedTuple):
         scale: fp32 [M].
         zero_point: int32 [M], or None for symmetric codes.
         columns: int32, the outlier columns in ascending order and then anything, or None if there are none.
-        count: int32 [1], the number of outlier columns, known to the device only.
+        n_columns: int32 [1], the number of outlier columns, known to the device only.
     """
 
     codes: Tensor
     scale: Tensor
     zero_point: Tensor | None
     columns: Tensor | None
-    count: Tensor | None
+    n_columns: Tensor | None
 
 
 @triton.jit

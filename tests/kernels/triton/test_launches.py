@@ -25,7 +25,19 @@ MODES = {
 }
 COLUMNS = torch.tensor([3, 9])
 # Operators of PyTorch that make or look at a tensor without running anything on its device.
-FREE = {"empty", "slice", "view", "t", "transpose", "unsqueeze", "narrow", "as_strided", "detach", "_unsafe_view"}
+FREE = {
+    "empty",
+    "device",
+    "slice",
+    "view",
+    "t",
+    "transpose",
+    "unsqueeze",
+    "narrow",
+    "as_strided",
+    "detach",
+    "_unsafe_view",
+}
 
 
 class Recorder(TorchDispatchMode):

@@ -123,7 +123,7 @@ def test_of_equal_scores_the_first_columns_count() -> None:
     x[:, 7] = 3
     rows = quantize_rows.quantize_rows(x, None, "budget", 0.0, 9, False, False)
     assert rows.columns.tolist() == [7, *range(100, 108)]
-    assert rows.count.item() == 9
+    assert rows.n_columns.item() == 9
     everything = quantize_rows.quantize_rows(torch.zeros(40, 20), None, "budget", 0.0, 32, True, False)
     assert everything.columns.tolist() == list(range(20))
 
