@@ -1,6 +1,8 @@
 # make demo   the main job on a small model: answers a question in 8 bit
 # make test   the tests
 # make check  formatting, lint, types
+# make gpu    on a machine with a GPU: the tests of the GPU kernels, and their speed beside others
+# make audit  the machine code of the GPU kernels, read without a GPU
 # make ci     everything that CI runs
 # All make their own environment in .venv on the first run. A GPU build of torch, or another version:
 #   make demo TORCH="torch"    make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
@@ -14,7 +16,7 @@ PIP = $(BIN)/pip install --disable-pip-version-check
 TORCH_STAMP = $(VENV)/.$(subst /,-,$(subst :,-,$(subst =,-,$(subst $(empty) $(empty),-,$(TORCH)))))
 SOURCES = $(shell find llmint8 kernels -name '*.py')
 
-.PHONY: demo test check lint types format examples ci clean
+.PHONY: demo test check lint types format examples gpu gpu-tests gpu-benchmarks audit ci clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -35,7 +37,23 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ci: check test demo examples
+gpu: $(VENV)/.test
+	@if $(BIN)/python -c "import sys, torch; sys.exit(torch.cuda.is_available())"; \
+	then echo "there is no GPU: nothing was tested or measured"; \
+	else $(MAKE) gpu-tests gpu-benchmarks; fi
+
+gpu-tests:
+	$(BIN)/pytest tests/kernels/triton/test_gpu.py
+
+gpu-benchmarks:
+	$(BIN)/python benchmarks/int8_linear_gpu.py --output build/int8_linear_gpu.csv
+	$(BIN)/python benchmarks/int8_linear_gpu.py --graph --output build/int8_linear_gpu.csv
+
+audit: $(VENV)/.test
+	mkdir -p build
+	$(BIN)/python -m llmint8.kernels.triton.audit --out build/audit.csv
+
+ci: check test demo examples audit
 
 examples: $(VENV)/.test
 	for file in examples/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

@@ -93,7 +93,14 @@ def mixed_linear_kernel(
     tl.store(y + (m[:, None] * N + n[None, :]), result.to(y.dtype.element_ty), mask=inside_m[:, None] & inside_n)
 
 
-def mixed_linear(x: Tensor, rows: QuantizedRows, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+def mixed_linear(
+    x: Tensor,
+    rows: QuantizedRows,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    tile: tiles.Tile | None = None,
+) -> Tensor:
     """Multiplies quantized rows and, in floating point, their outlier columns with an int8 weight.
 
     Args:
@@ -102,18 +109,14 @@ def mixed_linear(x: Tensor, rows: QuantizedRows, weight: Tensor, weight_scale: T
         weight: int8 [N, K], each row contiguous.
         weight_scale: fp32 [N, 1], contiguous.
         bias: Floating point [N], contiguous, or None.
+        tile: The one for the GPU and the sizes if None.
 
     Returns:
         [M, N], dtype of `x`.
     """
     (m, k), n = x.shape, weight.shape[0]
     y = torch.empty(m, n, dtype=x.dtype, device=x.device)
-    table = tiles.tables(x.device).mixed_linear
-    assert table is not None
-    # Larger tiles of fp32 do not fit shared memory on their way out, if N is odd.
-    tile = tiles.find(table, min(m, 256) if x.dtype == torch.float32 else m)
-    if not tiles.is_aligned(weight):
-        tile = tiles.UNALIGNED
+    tile = tile or _tile(x, weight)
     mixed_linear_kernel[(triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n),)](
         x,
         *rows,
@@ -134,3 +137,11 @@ def mixed_linear(x: Tensor, rows: QuantizedRows, weight: Tensor, weight_scale: T
         **tile.options(tiles.architecture(x.device)),
     )
     return y
+
+
+def _tile(x: Tensor, weight: Tensor) -> tiles.Tile:
+    table = tiles.tables(x.device).mixed_linear
+    if not tiles.is_aligned(weight) or table is None:
+        return tiles.UNALIGNED
+    # Larger tiles of fp32 do not fit shared memory on their way out, if N is odd.
+    return tiles.find(table, min(x.shape[0], tiles.FP32_ROWS) if x.dtype == torch.float32 else x.shape[0])

@@ -69,6 +69,8 @@ class Tile:
 # (largest M, tile) in ascending order; the last tile serves every larger M, too.
 Table = tuple[tuple[int, Tile], ...]
 
+# fp32 inputs have the tile of at most so many rows.
+FP32_ROWS = 256
 # Of products with a weight whose rows cannot be read 16 bytes at a time: single bytes take many registers.
 UNALIGNED = Tile(32, 32, 32, 4, 2)
 DEQUANTIZE = Tile(1, 16, 256, 4, 1)

@@ -96,7 +96,9 @@ def weight_only_linear_kernel(
     tl.store(y + (m[:, None] * N + n[None, :]), result.to(y.dtype.element_ty), mask=inside_m[:, None] & inside_n)
 
 
-def weight_only_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+def weight_only_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, tile: tiles.Tile | None = None
+) -> Tensor:
     """Returns `functional.weight_only_linear`, in one launch.
 
     Args:
@@ -104,6 +106,7 @@ def weight_only_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Te
         weight: int8 [N, K], each row contiguous.
         weight_scale: fp32 [N, 1], contiguous.
         bias: Floating point [N], contiguous, or None.
+        tile: The one for the GPU and the sizes if None.
 
     Returns:
         [M, N], dtype of `x`.
@@ -112,7 +115,7 @@ def weight_only_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Te
     y = torch.empty(m, n, dtype=x.dtype, device=x.device)
     tables, architecture = tiles.tables(x.device), tiles.architecture(x.device)
     if m == 1:
-        tile = tiles.find(tables.one_row, n)
+        tile = tile or tiles.find(tables.one_row, n)
         block_k = min(tile.block_k, max(128, 1 << (k - 1).bit_length()))
         one_row_kernel[(triton.cdiv(n, tile.block_n),)](
             x,
@@ -129,7 +132,8 @@ def weight_only_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Te
             **tile.options(architecture),
         )
         return y
-    tile = tiles.find(tables.weight_only_linear, m) if tiles.is_aligned(weight) else tiles.UNALIGNED
+    if tile is None:
+        tile = tiles.find(tables.weight_only_linear, m) if tiles.is_aligned(weight) else tiles.UNALIGNED
     weight_only_linear_kernel[(triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n),)](
         x,
         weight,

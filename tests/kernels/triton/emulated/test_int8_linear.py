@@ -9,7 +9,7 @@ from ptxemu import emulate
 from torch import Tensor, nn
 
 from llmint8 import Int8Linear, functional, ops, quantize_
-from llmint8.kernels.triton import quantize_rows, tiles
+from llmint8.kernels.triton import quantize_rows, tiles, tuning
 from llmint8.kernels.triton.int8_linear import int8_linear
 from llmint8.kernels.triton.mixed_linear import mixed_linear
 from llmint8.kernels.triton.weight_only_linear import weight_only_linear
@@ -87,7 +87,7 @@ def test_the_whole_layer_decoding(emulator: Any, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_tile(emulator: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_tile(emulator: Any, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     tables = tiles.built_in(emulator.cc)
     for kind, table in (("mixed", tables.mixed_linear), ("weight only", tables.weight_only_linear)):
@@ -98,16 +98,14 @@ def test_every_tile(emulator: Any, dtype: torch.dtype, monkeypatch: pytest.Monke
                 m = min(most, tile.block_m + 3)
                 x = make_input(m, k, dtype)
                 weight, scale = functional.quantize_rowwise(torch.randn(tile.block_n - 7, k))
-                always = ((1 << 31, tile),)
-                monkeypatch.setattr(tiles, "tables", lambda device, t=always: tiles.Tables(t, t))
                 if kind == "weight only":
-                    y = weight_only_linear(x, weight, scale, None)
+                    y = weight_only_linear(x, weight, scale, None, tile)
                     expected = functional.weight_only_linear(x, weight, scale)
-                elif dtype == torch.float32 and most > 256:
+                elif dtype == torch.float32 and most > tiles.FP32_ROWS:
                     continue  # such a tile is not for fp32
                 else:
                     rows = quantize_rows.quantize_rows(x, None, "budget", 0.0, 37, True, False)
-                    y = mixed_linear(x, rows, weight, scale, None)
+                    y = mixed_linear(x, rows, weight, scale, None, tile)
                     outliers = functional.select_outliers(x, None, "budget", 0.0, 37, True)
                     expected = functional.mixed_linear(x, weight, scale, None, outliers, False)
                 check(y, expected, x, weight, scale)
@@ -183,3 +181,20 @@ def test_a_model_says_the_same(emulator: Any) -> None:
         patch.setattr(ops.triton, "takes", lambda x: False)
         assert torch.equal(model.generate(prompt, max_new_tokens=6, do_sample=False, eos_token_id=None), y)
     assert len(emulator.launches) == launched
+
+
+@pytest.mark.parametrize("emulator", [86], indirect=True, ids="sm_{}".format)
+def test_tuning_finds_tiles_that_fit(emulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(tuning, "_time", lambda call: (call(), tried.append(1), float(len(tried)))[2])
+    monkeypatch.setattr(tuning, "ONE_ROW", tuning.ONE_ROW[:2])
+    too_large = tiles.Tile(128, 256, 128, 8, 5)
+    monkeypatch.setattr(tuning, "candidates", lambda table: [too_large, *(tile for _, tile in table[:2])])
+    for name in ("MIXED_ROWS", "WEIGHT_ONLY_ROWS"):
+        monkeypatch.setattr(tuning, name, ((16, 16), (1 << 31, 20)))
+    lines = []
+    tables = tuning.tune([(64, 64)], torch.device("cpu"), lines.append)
+    assert [most for most, _ in tables.mixed_linear] == [16, 1 << 31]
+    assert too_large not in [tile for _, tile in (*tables.mixed_linear, *tables.weight_only_linear)]
+    assert tiles.Tables.from_json(tables.to_json()) == tables
+    assert len(lines) == 5

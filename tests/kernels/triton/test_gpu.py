@@ -1,0 +1,134 @@
+"""The kernels on the GPU that is here, if there is one: `make gpu`."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llmint8 import Int8Linear, functional, ops, quantize_
+
+pytest.importorskip("triton")
+
+from llmint8.kernels import triton
+from llmint8.kernels.triton import tiles
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+COLUMNS = torch.tensor([3, 9, 3])
+MODES = {
+    "threshold": ("threshold", 6.0, 0, False),
+    "budget": ("budget", 0.0, 32, True),
+    "static": ("static", 0.0, 2, False),
+    "none": ("none", 0.0, 0, False),
+}
+
+
+def make(m: int, k: int, n: int, dtype: torch.dtype, mode: str, symmetric: bool) -> tuple[Int8Linear, Tensor]:
+    torch.manual_seed(m + k + n)
+    layer = Int8Linear.from_float(nn.Linear(k, n, device="cuda", dtype=dtype))
+    layer._settings = (*MODES[mode], symmetric)
+    layer.set_outlier_columns(COLUMNS.cuda() % k if mode == "static" else None)
+    x = torch.randn(m, k, device="cuda")
+    x[m // 2, :: max(1, k // 5)] *= 30
+    return layer, x.to(dtype)
+
+
+def check(y: Tensor, x: Tensor, layer: Int8Linear) -> None:
+    """Compares with `functional` on the CPU: the order of fp32 sums, and one rounding on either side."""
+    x, y = x.cpu(), y.cpu()
+    weight, scale = layer.weight.cpu(), layer.weight_scale.cpu()
+    bias = None if layer.bias is None else layer.bias.detach().cpu()
+    if len(x) <= tiles.tables(layer.weight.device).decode_rows:
+        expected = functional.weight_only_linear(x, weight, scale, bias)
+    else:
+        columns = None if layer.outlier_columns is None else layer.outlier_columns.cpu()
+        outliers = functional.select_outliers(x, columns, *layer._settings[:4])
+        expected = functional.mixed_linear(x, weight, scale, bias, outliers, layer._settings[4])
+    w = functional.dequantize(weight, scale)
+    size = 1 + x.float().abs() @ w.abs().T + x.float().abs().amax(1, keepdim=True) * w.abs().sum(1)
+    allowed = 2 * (x.shape[1] + 8) * 2**-24 * size + torch.finfo(x.dtype).eps * (1 + expected.float().abs())
+    # A score that another order of sums moves by one rounding may choose another column of two that are all but equal.
+    wrong = ((y.float() - expected.float()).abs() > allowed).any(dim=1).float().mean()
+    assert wrong <= 0.01, f"{wrong:.1%} of the rows differ"
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@torch.no_grad()
+def test_the_whole_layer(dtype: torch.dtype, mode: str, symmetric: bool) -> None:
+    rows, sizes = (1, 2, 16, 17, 32, 33, 130, 700), ((100, 70), (257, 129), (31, 7), (576, 64), (4096, 1024))
+    for m, (k, n) in itertools.product(rows, sizes):
+        layer, x = make(m, k, n, dtype, mode, symmetric)
+        assert triton.takes(x)
+        check(layer(x), x, layer)
+
+
+@torch.no_grad()
+def test_long_rows() -> None:
+    layer, x = make(70, 28672, 256, torch.bfloat16, "budget", False)
+    check(layer(x), x, layer)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("m", [1, 8, 100])
+@torch.no_grad()
+def test_no_wait_and_cuda_graphs(m: int, mode: str) -> None:
+    layer, x = make(m, 512, 256, torch.bfloat16, mode, False)
+    y = layer(x)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert torch.equal(layer(x), y)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = layer(x)
+    x.mul_(-2)
+    graph.replay()
+    assert torch.equal(captured, layer(x))
+
+
+@torch.no_grad()
+def test_compiled_to_cuda_graphs() -> None:
+    model = quantize_(nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 64)).cuda().bfloat16())
+    compiled = torch.compile(model, fullgraph=True, mode="reduce-overhead")
+    for m in (1, 100):
+        x = torch.randn(m, 256, device="cuda").bfloat16()
+        for _ in range(4):
+            torch.testing.assert_close(compiled(x).clone(), model(x), rtol=0.02, atol=0.02)
+
+
+def test_weights_are_quantized_and_dequantized_to_the_bit() -> None:
+    for dtype in DTYPES:
+        weight = torch.randn(300, 1000).to(dtype)
+        codes, scale = ops.quantize_weight(weight.cuda())
+        expected: Any = functional.quantize_rowwise(weight)
+        assert torch.equal(codes.cpu(), expected[0])
+        assert torch.equal(scale.cpu(), expected[1])
+        values = functional.dequantize(*expected, dtype=dtype)
+        assert torch.equal(ops.dequantize_weight(codes, scale, dtype).cpu(), values)
+
+
+@torch.no_grad()
+def test_a_row_that_is_not_finite_spoils_itself_only() -> None:
+    for m, bad, mode, symmetric in itertools.product((1, 3, 40), (torch.nan, torch.inf), MODES, (True, False)):
+        layer, x = make(m, 48, 24, torch.float16, mode, symmetric)
+        x[m // 2, 6] = bad
+        spoilt = torch.arange(m) == m // 2
+        y = layer(x).cpu()
+        assert not y[spoilt].isfinite().any()
+        assert y[~spoilt].isfinite().all()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU only")
+@torch.no_grad()
+def test_on_a_device_that_is_not_the_current_one() -> None:
+    for m in (1, 8, 100):
+        layer, x = make(m, 100, 70, torch.float16, "budget", False)
+        x, y = x.to("cuda:1"), layer(x)
+        assert torch.equal(layer.to("cuda:1")(x).cpu(), y.cpu())
