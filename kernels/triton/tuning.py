@@ -7,6 +7,7 @@ import argparse
 import os
 import statistics
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -102,7 +103,7 @@ def _time_mixed(tile: Tile, m: int, weights: Weights) -> list[float]:
         for dtype in (torch.bfloat16, torch.float32)[: 1 + (m <= tiles.FP32_ROWS)]:  # must fit, too, for any N
             mixed_linear(x.to(dtype), rows, codes[1:], scale[1:], None, tile)
         x = x.half()
-        times.append(_time(lambda x=x, rows=rows, w=codes, s=scale: mixed_linear(x, rows, w, s, None, tile)))
+        times.append(_time(partial(mixed_linear, x, rows, codes, scale, None, tile)))
     return times
 
 
@@ -113,7 +114,7 @@ def _time_weight_only(tile: Tile, m: int, weights: Weights) -> list[float]:
         for dtype in (torch.bfloat16, torch.float32):
             weight_only_linear(x.to(dtype), codes[1:], scale[1:], None, tile)
         x = x.half()
-        times.append(_time(lambda x=x, w=codes, s=scale: weight_only_linear(x, w, s, None, tile)))
+        times.append(_time(partial(weight_only_linear, x, codes, scale, None, tile)))
     return times
 
 
