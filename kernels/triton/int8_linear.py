@@ -11,8 +11,11 @@ from llmint8 import functional
 from llmint8.kernels.triton import tiles
 from llmint8.kernels.triton.int_mm_linear import can_int_mm, int_mm_linear
 from llmint8.kernels.triton.mixed_linear import mixed_linear
-from llmint8.kernels.triton.quantize_rows import quantize_rows
+from llmint8.kernels.triton.quantize_rows import MODES, quantize_rows
 from llmint8.kernels.triton.weight_only_linear import weight_only_linear
+
+# Offsets within a tile, of at most 256 rows, have 32 bits.
+_FARTHEST = (1 << 31) // 256
 
 
 def int8_linear(
@@ -27,30 +30,37 @@ def int8_linear(
     relative: bool,
     symmetric: bool,
 ) -> Tensor:
-    """Same as `llmint8.kernels.reference.int8_linear`, without ever waiting for the GPU."""
+    """Applies an int8 weight as `llmint8.kernels.reference.int8_linear` does, without ever waiting for the GPU.
+
+    More rows than there stay unquantized, as many as `tiles.Tables.decode_rows`; and all of them on a GPU whose int8
+    is not worth it, or with K above 65536.
+    """
     x, weight = with_contiguous_rows(x), with_contiguous_rows(weight)
     weight_scale = weight_scale.contiguous()
     bias = None if bias is None else bias.contiguous()
-    m, k = x.shape
+    (m, k), tables = x.shape, tiles.tables(x.device)
+    decode = m <= tables.decode_rows
+    if mode not in MODES or (mode == "static" and outlier_columns is None and not decode):
+        functional.select_outliers(x, None, mode, threshold, budget, relative)  # raises the error
     with on_device(x):
-        tables = tiles.tables(x.device)
         use_int_mm = tables.mixed_linear is None and can_int_mm(x, weight)
-        if m <= tables.decode_rows or k > functional.INT32_K or not (tables.mixed_linear or use_int_mm):
+        if decode or k > functional.INT32_K or not (tables.mixed_linear or use_int_mm):
+            if not decode and not tiles.is_aligned(x):
+                x = x.clone(memory_format=torch.contiguous_format)
             return weight_only_linear(x, weight, weight_scale, bias)
         if mode == "budget" and budget == 0:
             mode = "none"
-        if mode == "static" and outlier_columns is None:
-            functional.select_outliers(x, None, mode, threshold, budget, relative)  # raises an error
-        outlier_columns = None if outlier_columns is None else outlier_columns.contiguous()
+        columns = _static_columns(x, outlier_columns) if mode == "static" else None
         ones_row = use_int_mm and not symmetric
-        rows = quantize_rows(x, outlier_columns, mode, threshold, budget, relative, symmetric, ones_row)
+        rows = quantize_rows(x, columns, mode, threshold, budget, relative, symmetric, ones_row)
         multiply = int_mm_linear if use_int_mm else mixed_linear
         return multiply(x, rows, weight, weight_scale, bias)
 
 
 def with_contiguous_rows(x: Tensor) -> Tensor:
-    """Returns a matrix whose rows are contiguous: itself, if they are, or a copy."""
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+    """Returns a matrix whose rows are contiguous and not too far from each other: itself, if they are, or a copy."""
+    contiguous = x.stride(1) == 1 or x.shape[1] == 1
+    return x if contiguous and x.stride(0) < _FARTHEST else x.contiguous()
 
 
 def on_device(x: Tensor) -> AbstractContextManager[Any]:
@@ -58,3 +68,12 @@ def on_device(x: Tensor) -> AbstractContextManager[Any]:
     if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
         return contextlib.nullcontext()
     return torch.cuda.device(x.device)
+
+
+def _static_columns(x: Tensor, columns: Tensor | None) -> Tensor:
+    assert columns is not None
+    if columns.device != x.device:
+        raise RuntimeError(f"all tensors must be on one device, got {x.device} and {columns.device}")
+    if columns.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"outlier_columns must be int64, got {columns.dtype}")
+    return columns.contiguous()

@@ -264,7 +264,7 @@ def quantize_rows(
         fp32_bits(threshold),
         n_static,
         MODE=MODES[mode],
-        N_BUDGET=min(budget, k),
+        N_BUDGET=min(budget, k) if mode == "budget" else 0,
         SYMMETRIC=symmetric,
         ONES_ROW=ones_row,
         WHOLE_ROWS=k <= tile.block_k,

@@ -1,5 +1,6 @@
 """Vector-wise quantization of a weight (LLM.int8(), section 3.1): that of rows, without outliers."""
 
+import torch
 from torch import Tensor
 
 from llmint8.kernels.triton.int8_linear import on_device, with_contiguous_rows
@@ -17,4 +18,10 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     with on_device(weight):
         rows = quantize_rows(with_contiguous_rows(weight))
-    return rows.codes.contiguous(), rows.scale.unsqueeze(1)
+    # Of a single row, `contiguous` would keep the distance to the next one.
+    codes = (
+        rows.codes
+        if rows.codes.stride(0) == weight.shape[1]
+        else rows.codes.clone(memory_format=torch.contiguous_format)
+    )
+    return codes, rows.scale.unsqueeze(1)

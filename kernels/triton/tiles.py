@@ -66,6 +66,7 @@ class Tile:
         return {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_K": self.block_k, "GROUP_M": GROUP_M}
 
 
+ANY = 1 << 31
 # (largest M, tile) in ascending order; the last tile serves every larger M, too.
 Table = tuple[tuple[int, Tile], ...]
 
@@ -79,27 +80,27 @@ SCALE_PRODUCT = Tile(32, 64, 16, 4, 1)
 _AMPERE: Table = (
     (64, Tile(64, 64, 64, 4, 4, 2)),
     (256, Tile(64, 128, 64, 4, 3, 2)),
-    (1 << 31, Tile(128, 128, 32, 4, 4, 2)),
+    (ANY, Tile(128, 128, 32, 4, 4, 2)),
 )
-_ADA: Table = (*_AMPERE[:2], (512, Tile(128, 128, 32, 4, 4, 2)), (1 << 31, Tile(256, 128, 32, 8, 3, 2)))
+_ADA: Table = (*_AMPERE[:2], (512, Tile(128, 128, 32, 4, 4, 2)), (ANY, Tile(256, 128, 32, 8, 3, 2)))
 _HOPPER: Table = (
     (64, Tile(64, 64, 256, 4, 3)),
     (256, Tile(64, 128, 256, 4, 3)),
     (512, Tile(128, 128, 128, 8, 4)),
-    (1 << 31, Tile(128, 256, 128, 8, 3)),
+    (ANY, Tile(128, 256, 128, 8, 3)),
 )
 _BLACKWELL: Table = (
     (64, Tile(64, 64, 256, 4, 3)),
     (256, Tile(64, 128, 128, 4, 4)),
-    (1 << 31, Tile(128, 128, 128, 8, 4)),
+    (ANY, Tile(128, 128, 128, 8, 4)),
 )
 _RTX_50: Table = (
     (64, Tile(64, 64, 128, 4, 4)),
     (256, Tile(64, 128, 64, 4, 4)),
-    (1 << 31, Tile(128, 128, 128, 8, 3)),
+    (ANY, Tile(128, 128, 128, 8, 3)),
 )
-_CDNA: Table = ((64, Tile(64, 64, 64, 4, 2)), (1 << 31, Tile(128, 128, 64, 8, 2)))
-_RDNA: Table = ((1 << 31, Tile(64, 64, 64, 4, 2)),)
+_CDNA: Table = ((64, Tile(64, 64, 64, 4, 2)), (ANY, Tile(128, 128, 64, 8, 2)))
+_RDNA: Table = ((ANY, Tile(64, 64, 64, 4, 2)),)
 
 # Of `mixed_linear`. Architectures that are not here have no int8 tensor cores that Triton reaches and are worth it:
 # sm_75 multiplies with torch._int_mm, and sm_103, whose int8 is slower than its 16 bit, always in 16 bit.
@@ -119,12 +120,12 @@ WEIGHT_ONLY_LINEAR: Table = (
     (16, Tile(16, 32, 64, 4, 6, 2)),
     (32, Tile(32, 64, 64, 4, 4)),
     (128, Tile(64, 64, 64, 4, 4)),
-    (1 << 31, Tile(128, 128, 32, 8, 3, 2)),
+    (ANY, Tile(128, 128, 32, 8, 3, 2)),
 )
-_AMD_WEIGHT_ONLY: Table = ((16, Tile(16, 32, 32, 4, 2)), (1 << 31, Tile(32, 32, 32, 4, 2)))
+_AMD_WEIGHT_ONLY: Table = ((16, Tile(16, 32, 32, 4, 2)), (ANY, Tile(32, 32, 32, 4, 2)))
 # Triton has no tensor cores at all on sm_75.
-_TURING: Table = ((16, Tile(16, 32, 64, 4, 1)), (1 << 31, Tile(64, 64, 16, 8, 1)))
-ONE_ROW: Table = ((1 << 31, Tile(1, 4, 1024, 4, 1)),)
+_TURING: Table = ((16, Tile(16, 32, 64, 4, 1)), (ANY, Tile(32, 64, 32, 4, 1)))
+ONE_ROW: Table = ((ANY, Tile(1, 4, 1024, 4, 1)),)
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,22 @@ class Tables:
         """Returns the tables as JSON."""
         return json.dumps(asdict(self), indent=1)
 
+    def _check(self) -> None:
+        for table in filter(None, (self.mixed_linear, self.weight_only_linear, self.one_row)):
+            limits = [most for most, _ in table]
+            if limits != sorted(limits) or limits[-1] < ANY:
+                raise ValueError(f"the numbers of rows must ascend to {ANY}, got {limits}")
+            for _, tile in table:
+                sizes = asdict(tile)
+                powers = {name: n for name, n in sizes.items() if name.startswith("block") or name == "num_warps"}
+                if any(type(n) is not int or n < 1 for n in sizes.values()) or any(n & n - 1 for n in powers.values()):
+                    raise ValueError(f"sizes must be powers of two, got {tile}")
+        if (
+            not (self.weight_only_linear and self.one_row and isinstance(self.decode_rows, int))
+            or self.mixed_linear == ()
+        ):
+            raise ValueError("a table is empty, or decode_rows is no number")
+
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Reads what `to_json` wrote.
@@ -157,9 +174,11 @@ class Tables:
         try:
             fields = json.loads(text)
             for name, table in fields.items():
-                if isinstance(table, list):
+                if name != "decode_rows" and table is not None:
                     fields[name] = tuple((int(most), Tile(**tile)) for most, tile in table)
-            return cls(**fields)
+            found = cls(**fields)
+            found._check()
+            return found
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a table of tiles: {error!r}") from error
 
@@ -169,9 +188,10 @@ def find(table: Table, size: int) -> Tile:
     return next(tile for most, tile in table if size <= most)
 
 
-def is_aligned(weight: Tensor) -> bool:
-    """Whether the rows of a weight [N, K] can be read 16 bytes at a time."""
-    return not (weight.shape[1] % ALIGNMENT or weight.stride(0) % ALIGNMENT or weight.storage_offset() % ALIGNMENT)
+def is_aligned(x: Tensor) -> bool:
+    """Whether the rows of a matrix, themselves contiguous, can be read 16 bytes at a time."""
+    size = x.element_size()
+    return not (x.shape[1] * size % ALIGNMENT or x.stride(0) * size % ALIGNMENT or x.data_ptr() % ALIGNMENT)
 
 
 def row_tile(k: int) -> Tile:

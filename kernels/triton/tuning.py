@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from triton.runtime.errors import OutOfResources
+from triton.runtime.errors import TritonError
 from triton.testing import do_bench
 
 from llmint8.kernels.triton import tiles
@@ -21,8 +21,8 @@ from llmint8.kernels.triton.tiles import Table, Tables, Tile
 from llmint8.kernels.triton.weight_only_linear import weight_only_linear
 
 # Up to how many rows a tile is used, and the number of rows it is timed with.
-MIXED_ROWS = ((64, 64), (256, 256), (512, 512), (1 << 31, 2048))
-WEIGHT_ONLY_ROWS = ((16, 16), (32, 32), (128, 128), (1 << 31, 1024))
+MIXED_ROWS = ((64, 64), (256, 256), (512, 512), (tiles.ANY, 2048))
+WEIGHT_ONLY_ROWS = ((16, 16), (32, 32), (128, 128), (tiles.ANY, 1024))
 SHAPES = ("4096x4096", "1024x4096", "14336x4096", "4096x14336")
 
 ONE_ROW = [Tile(1, n, k, warps, 1) for n in (1, 2, 4, 8, 16) for k in (512, 1024, 2048) for warps in (2, 4, 8)]
@@ -48,13 +48,18 @@ def fastest(tried: Iterable[Tile], run: Callable[[Tile], list[float]]) -> Tile:
     Args:
         tried: At least one that fits.
         run: Gives the milliseconds of a tile for each shape.
+
+    Raises:
+        RuntimeError: None fits.
     """
     times = {}
     for tile in tried:
         try:
             times[tile] = statistics.geometric_mean(run(tile))
-        except OutOfResources:
+        except TritonError:  # too large, or too many registers
             continue
+    if not times:
+        raise RuntimeError("no tile fits this GPU")
     return min(times, key=lambda tile: times[tile])
 
 
@@ -82,7 +87,7 @@ def tune(shapes: Iterable[tuple[int, int]], device: torch.device, report: Callab
     return Tables(
         built_in.mixed_linear and choose("mixed_linear", MIXED_ROWS, candidates(built_in.mixed_linear), _time_mixed),
         choose("weight_only_linear", WEIGHT_ONLY_ROWS, candidates(built_in.weight_only_linear), _time_weight_only),
-        choose("one_row", ((1 << 31, 1),), ONE_ROW, _time_weight_only),
+        choose("one_row", ((tiles.ANY, 1),), ONE_ROW, _time_weight_only),
         built_in.decode_rows,
     )
 

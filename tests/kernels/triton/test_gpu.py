@@ -125,6 +125,26 @@ def test_a_row_that_is_not_finite_spoils_itself_only() -> None:
         assert y[~spoilt].isfinite().all()
 
 
+def test_gradients_go_through_the_dequantized_weight() -> None:
+    for m in (3, 100):
+        layer, x = make(m, 100, 70, torch.float32, "budget", False)
+        x.requires_grad_()
+        grad = torch.randn(m, 70, device="cuda")
+        layer(x).backward(grad)
+        torch.testing.assert_close(x.grad, grad @ layer.dequantized_weight(), rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_on_another_stream() -> None:
+    layer, x = make(100, 512, 256, torch.bfloat16, "budget", False)
+    y, stream = layer(x), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        other = layer(x)
+    stream.synchronize()
+    assert torch.equal(other, y)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU only")
 @torch.no_grad()
 def test_on_a_device_that_is_not_the_current_one() -> None:
@@ -132,3 +152,5 @@ def test_on_a_device_that_is_not_the_current_one() -> None:
         layer, x = make(m, 100, 70, torch.float16, "budget", False)
         x, y = x.to("cuda:1"), layer(x)
         assert torch.equal(layer.to("cuda:1")(x).cpu(), y.cpu())
+        assert layer.dequantized_weight().device == torch.device("cuda:1")
+        assert torch.equal(ops.quantize_weight(x)[0].cpu(), ops.quantize_weight(x.cpu())[0])

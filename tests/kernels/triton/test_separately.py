@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,21 +16,40 @@ HERE = Path(__file__).parent
 BESIDE = HERE.parents[3] / "shared"
 
 
-def run_tests(folder: str, **environment: str) -> None:
-    """Runs the tests of a folder; their output is shown if they fail."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / folder]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
-    print(run.stdout[-8000:], run.stderr[-2000:])
-    assert run.returncode == 0, f"tests in {folder} failed, see above"
+ENVIRONMENTS = {"interpreted": {"TRITON_INTERPRET": "1"}, "emulated": {}}
 
 
-def test_interpreted() -> None:
-    run_tests("interpreted", TRITON_INTERPRET="1", LLMINT8_BACKEND="triton")
+def path_of_emulator() -> str | None:
+    """The PYTHONPATH with which the emulator is found."""
+    path = os.environ.get("PYTHONPATH", "")
+    if (BESIDE / "ptxemu" / "__init__.py").is_file():
+        return os.pathsep.join(filter(None, [str(BESIDE), path]))
+    return path if importlib.util.find_spec("ptxemu") else None
 
 
-def test_emulated() -> None:
-    beside = BESIDE if (BESIDE / "ptxemu" / "__init__.py").is_file() else None
-    if beside is None and importlib.util.find_spec("ptxemu") is None:
+@pytest.fixture(scope="module")
+def runs() -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Runs the tests of each folder, both at once: each has one thread."""
+    running = {}
+    for folder, variables in ENVIRONMENTS.items():
+        if folder == "emulated" and path_of_emulator() is None:
+            continue
+        environment = {**os.environ, **variables, "LLMINT8_BACKEND": "triton", "OMP_NUM_THREADS": "1"}
+        if folder == "emulated":
+            environment["PYTHONPATH"] = path_of_emulator() or ""
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--show-capture=no", HERE / folder]
+        pipe = subprocess.PIPE
+        running[folder] = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
+    yield running
+    for process in running.values():
+        process.kill()
+
+
+@pytest.mark.parametrize("folder", ENVIRONMENTS)
+def test_in_a_process_of_its_own(folder: str, runs: dict[str, subprocess.Popen[str]]) -> None:
+    if folder not in runs:
         pytest.skip("left out: there is no ptxemu, the emulator of PTX")
-    path = os.pathsep.join(filter(None, [str(beside or ""), os.environ.get("PYTHONPATH", "")]))
-    run_tests("emulated", LLMINT8_BACKEND="triton", PYTHONPATH=path)
+    output, _ = runs[folder].communicate()
+    print(output[-8000:])
+    assert runs[folder].returncode == 0, f"tests in {folder} failed, see above"
+    assert " passed" in output

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,20 @@ def test_tables_come_back_from_json() -> None:
     for architecture in (75, 89, 103):
         tables = tiles.built_in(architecture)
         assert tiles.Tables.from_json(tables.to_json()) == tables
-    for text in ("", "[]", "{}", '{"mixed_linear": [[1, {}]]}', '{"mixed_linear": null, "other": 1}'):
+    tile = {"block_m": 16, "block_n": 32, "block_k": 64, "num_warps": 4, "num_stages": 2, "unroll": 1}
+    odd = json.dumps({"mixed_linear": [[tiles.ANY, {**tile, "block_k": 48}]]})
+    short = json.dumps({"mixed_linear": [[16, tile]]})
+    empty = ('{"mixed_linear": []}', '{"mixed_linear": "abc"}', '{"mixed_linear": null, "decode_rows": "x"}')
+    for text in (
+        "",
+        "[]",
+        "{}",
+        '{"mixed_linear": [[1, {}]]}',
+        '{"mixed_linear": null, "other": 1}',
+        odd,
+        short,
+        *empty,
+    ):
         with pytest.raises(ValueError, match="not a table of tiles"):
             tiles.Tables.from_json(text)
 
@@ -36,7 +50,7 @@ def test_what_was_tuned_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(tiles, "_tables", tiles._tables.__wrapped__)
     gpu = torch.device("cuda", 0)
     assert tiles.tables(gpu) == tiles.built_in(80)
-    tuned = tiles.Tables(((1 << 31, tiles.Tile(64, 64, 64, 4, 2)),))
+    tuned = tiles.Tables(((tiles.ANY, tiles.Tile(64, 64, 64, 4, 2)),))
     path = tiles.tuned_path("NVIDIA RTX/9 Ti")
     assert path == tmp_path / "tiles" / "NVIDIA-RTX-9-Ti.json"
     path.parent.mkdir()
@@ -60,3 +74,17 @@ def test_the_audit_sees_what_is_wrong() -> None:
     rows = audit.Row(**{**vars(good), "kernel": "mixed_linear", "spills": 3, "shared": good.limit + 1})
     fault = audit._fault(rows, int8=0, copies=4, wide=4)
     assert fault == "3 spills, too much shared memory, no int8 tensor cores"
+
+
+def test_without_a_working_triton_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime import driver
+
+    from llmint8.kernels import triton
+
+    monkeypatch.setattr(driver, "_active", None)  # there is no GPU, so there is no driver either
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 0))
+    runs_on = triton._runs_on.__wrapped__
+    with pytest.warns(UserWarning, match="Triton does not work here"):
+        assert not runs_on(0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 0))
+    assert not runs_on(0)

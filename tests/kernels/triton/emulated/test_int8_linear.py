@@ -138,6 +138,86 @@ def test_x_is_read_once_more_than_necessary(emulator: Any) -> None:
     assert product.loaded["x"] == 40 * 5 * 2
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_extreme_sizes(emulator: Any, mode: str) -> None:
+    torch.manual_seed(0)
+    for m, k, n in ((1, 1, 1), (5, 1, 3), (40, 1, 1), (40, 2, 1), (40, 5, 1), (600, 17, 9)):
+        x = make_input(m, k, torch.float16) if k > 3 else torch.randn(m, k).half()
+        weight, scale = functional.quantize_rowwise(torch.randn(n, k))
+        columns = torch.tensor([0, 0]) if mode == "static" else None
+        y = int8_linear(x, weight, scale, None, columns, *MODES[mode], False)
+        expected = functional.weight_only_linear(x, weight, scale)
+        if m > tiles.DECODE_ROWS:
+            outliers = functional.select_outliers(x, columns, *MODES[mode])
+            expected = functional.mixed_linear(x, weight, scale, None, outliers, False)
+        check(y, expected, x, weight, scale)
+
+
+@pytest.mark.parametrize("emulator", [80], indirect=True, ids="sm_{}".format)
+@pytest.mark.parametrize("k", [16383, 16385, 30011])
+def test_long_rows(emulator: Any, k: int) -> None:
+    torch.manual_seed(k)
+    x = make_input(33, k, torch.float16)
+    weight, scale = functional.quantize_rowwise(torch.randn(3, k))
+    for mode, symmetric in (("budget", False), ("static", True)):
+        columns = COLUMNS if mode == "static" else None
+        y = int8_linear(x, weight, scale, None, columns, *MODES[mode], symmetric)
+        outliers = functional.select_outliers(x, columns, *MODES[mode])
+        check(y, functional.mixed_linear(x, weight, scale, None, outliers, symmetric), x, weight, scale)
+
+
+@pytest.mark.parametrize("emulator", [80], indirect=True, ids="sm_{}".format)
+def test_rows_that_lie_far_apart(emulator: Any) -> None:
+    torch.manual_seed(0)
+    weight, scale = functional.quantize_rowwise(torch.randn(24, 64))
+    for m, stride in ((20, 1 << 27), (33, 1 << 26)):
+        x = torch.empty((m - 1) * stride + 64, dtype=torch.float16).as_strided((m, 64), (stride, 1))  # never touched
+        x.copy_(make_input(m, 64, torch.float16))
+        y = int8_linear(x, weight, scale, None, None, *MODES["budget"], False)
+        assert torch.equal(y, int8_linear(x.contiguous(), weight, scale, None, None, *MODES["budget"], False))
+
+
+@pytest.mark.parametrize("emulator", [80], indirect=True, ids="sm_{}".format)
+def test_thresholds_and_columns_at_the_edge(emulator: Any) -> None:
+    torch.manual_seed(0)
+    x = make_input(40, 48, torch.float16)
+    weight, scale = functional.quantize_rowwise(torch.randn(24, 48))
+    for threshold in (-1.0, 0.0, 1e-46, 60.0, 1e39, torch.inf):
+        y = int8_linear(x, weight, scale, None, None, "threshold", threshold, 0, False, False)
+        outliers = functional.select_outliers(x, None, "threshold", threshold, 0, False)
+        check(y, functional.mixed_linear(x, weight, scale, None, outliers, False), x, weight, scale)
+    for columns in (torch.empty(0, dtype=torch.long), torch.arange(48).repeat(2)):
+        y = int8_linear(x, weight, scale, None, columns, "static", 0.0, 0, False, False)
+        outliers = functional.select_outliers(x, columns, "static", 0.0, 0, False)
+        check(y, functional.mixed_linear(x, weight, scale, None, outliers, False), x, weight, scale)
+
+
+@pytest.mark.parametrize("emulator", [80], indirect=True, ids="sm_{}".format)
+def test_bad_input_is_refused_before_anything_is_launched(emulator: Any) -> None:
+    x = torch.randn(40, 48)
+    weight, scale = functional.quantize_rowwise(torch.randn(24, 48))
+    for m in (1, 20, 40):
+        with pytest.raises(ValueError, match="mode must be"):
+            ops.int8_linear(x[:m], weight, scale, mode="median")
+    with pytest.raises(ValueError, match="calibrate"):
+        ops.int8_linear(x, weight, scale, mode="static")
+    with pytest.raises(TypeError, match=r"outlier_columns must be int64, got torch\.bool"):
+        ops.int8_linear(x, weight, scale, mode="static", outlier_columns=torch.zeros(48, dtype=torch.bool))
+    for bad in (scale[:1], scale[:-1], scale.flatten()):
+        with pytest.raises(ValueError, match="weight_scale"):
+            ops.dequantize_weight(weight, bad)
+    assert emulator.launches == []
+
+
+@pytest.mark.parametrize("emulator", [80], indirect=True, ids="sm_{}".format)
+def test_gradients_go_through_the_dequantized_weight(emulator: Any) -> None:
+    weight, scale = functional.quantize_rowwise(torch.randn(24, 48))
+    for m in (3, 40):
+        x, grad = torch.randn(m, 48, requires_grad=True), torch.randn(m, 24)
+        ops.int8_linear(x, weight, scale).backward(grad)
+        torch.testing.assert_close(x.grad, grad @ functional.dequantize(weight, scale))
+
+
 def test_weights_are_quantized_and_dequantized_to_the_bit(emulator: Any) -> None:
     torch.manual_seed(0)
     for dtype in DTYPES:

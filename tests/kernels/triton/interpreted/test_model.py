@@ -50,10 +50,10 @@ def test_two_layers_of_a_model_say_the_same_text(smollm2: Path, monkeypatch: pyt
 
     calls = []
     monkeypatch.setattr(int8_linear, "mixed_linear", counting(int8_linear.mixed_linear, calls))
-    said = tokenizer.decode(model.generate(prompt, max_new_tokens=5, do_sample=False)[0])
+    said = tokenizer.decode(model.generate(prompt, max_new_tokens=3, do_sample=False)[0])
     assert len(calls) == 14  # of prefill; each token after it is decoded
     monkeypatch.setattr(ops.triton, "takes", lambda x: False)
-    assert tokenizer.decode(model.generate(prompt, max_new_tokens=5, do_sample=False)[0]) == said
+    assert tokenizer.decode(model.generate(prompt, max_new_tokens=3, do_sample=False)[0]) == said
     assert len(calls) == 14
 
 
@@ -89,3 +89,16 @@ def test_where_pytorch_multiplies(mode: str, symmetric: bool, monkeypatch: pytes
                 outliers = ops.functional.select_outliers(x, columns, mode, 0.0, 3, True)
                 expected = ops.functional.mixed_linear(x, weight, scale, bias, outliers, symmetric)
             torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_opcheck() -> None:
+    torch.manual_seed(0)
+    weight, scale = ops.functional.quantize_rowwise(torch.randn(24, 48))
+    for w in (weight, weight.T.contiguous().T):
+        torch.library.opcheck(torch.ops.llmint8.dequantize_weight, (w, scale, torch.float16))
+        for m in (3, 40):
+            arguments = (torch.randn(m, 48, requires_grad=True), w, scale, None, None, "budget", 0.0, 5, True, False)
+            torch.library.opcheck(torch.ops.llmint8.int8_linear, arguments)
+    for shape in ((24, 48), (1, 5), (7, 5)):
+        torch.library.opcheck(torch.ops.llmint8.quantize_weight, (torch.randn(shape),))
+    assert ops.quantize_weight(torch.randn(1, 5))[0].stride() == (5, 1)
