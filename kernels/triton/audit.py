@@ -84,12 +84,12 @@ def cases(architecture: int | str) -> Iterator[Case]:
     tables = tiles.built_in(architecture)
     for most, tile in tables.mixed_linear or ():
         m = min(most, 4096)
-        yield f"{_name(tile)} bf16 even", _linear(m, K_EVEN, "bf16", FULL)
-        yield f"{_name(tile)} fp16 odd", _linear(m, K_ODD, "fp16", FULL)
-        yield f"{_name(tile)} fp32 odd", _linear(m, K_ODD, "fp32", FULL)
-        yield f"{_name(tile)} fp16 plain", _linear(m, K_EVEN, "fp16", PLAIN)
-        for dtype in DTYPES:
-            yield f"{_name(tile)} {dtype} odd N", _linear(m, K_EVEN, dtype, FULL, N + 1)
+        yield f"{_name(tile)} bf16", _linear(m, K_EVEN, "bf16", FULL)
+        yield f"{_name(tile)} fp16 odd K", _linear(m, K_ODD, "fp16", FULL)
+        yield f"{_name(tile)} fp16 odd N", _linear(m, K_EVEN, "fp16", FULL, N + 1)
+        yield f"{_name(tile)} fp32 odd K, N", _linear(m, K_ODD, "fp32", FULL, N + 1)
+    if tables.mixed_linear:
+        yield f"{_name(tables.mixed_linear[-1][1])} fp16 plain", _linear(4096, K_EVEN, "fp16", PLAIN)
     for dtype in DTYPES:
         if tables.mixed_linear:
             yield f"{_name(tiles.UNALIGNED)} {dtype} {UNALIGNED}", _linear(40, K_ODD + 1, dtype, FULL, N + 1)

@@ -16,7 +16,12 @@ HERE = Path(__file__).parent
 BESIDE = HERE.parents[3] / "shared"
 
 
-ENVIRONMENTS = {"interpreted": {"TRITON_INTERPRET": "1"}, "emulated": {}}
+INTERPRET = {"TRITON_INTERPRET": "1"}
+ENVIRONMENTS = {
+    "emulated": {},
+    "interpreted/test_int8_linear.py": INTERPRET,
+    "interpreted/test_model.py": INTERPRET,
+}
 
 
 def path_of_emulator() -> str | None:
@@ -29,7 +34,7 @@ def path_of_emulator() -> str | None:
 
 @pytest.fixture(scope="module")
 def runs() -> Iterator[dict[str, subprocess.Popen[str]]]:
-    """Runs the tests of each folder, both at once: each has one thread."""
+    """Runs the tests, all at once: each process has one thread."""
     running = {}
     for folder, variables in ENVIRONMENTS.items():
         if folder == "emulated" and path_of_emulator() is None:

@@ -45,7 +45,7 @@ def test_two_layers_of_a_model_say_the_same_text(smollm2: Path, monkeypatch: pyt
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     llmint8.quantize_(model)
     text = "The Amazon rainforest is home to many kinds of animals, and people who live near its rivers say that the"
-    prompt = tokenizer(text * 2, return_tensors="pt").input_ids
+    prompt = tokenizer(text * 2, return_tensors="pt").input_ids[:, :34]
     assert prompt.shape[1] > tiles.DECODE_ROWS
 
     calls = []
