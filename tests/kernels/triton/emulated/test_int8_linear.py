@@ -60,10 +60,11 @@ def run_layer(x: Tensor, n: int, mode: str, symmetric: bool) -> tuple[Tensor, In
 @pytest.mark.parametrize("mode", MODES)
 def test_the_whole_layer(emulator: Any, mode: str, symmetric: bool) -> None:
     torch.manual_seed(0)
-    case = list(MODES).index(mode) + symmetric
-    for m, k, n in ((33, 31, 7), (70, 100, 129), (40, 576, 64)):
-        x = make_input(m, k, DTYPES[case % 3], strided=m == 70)
-        case += 1
+    case = list(MODES).index(mode) + 2 * symmetric
+    sizes = ((33, 31, 7), (70, 100, 129), (40, 576, 64))
+    for i in (case, case + 1):  # each mode meets two of the sizes, symmetric and not other ones, in changing dtypes
+        m, k, n = sizes[i % 3]
+        x = make_input(m, k, DTYPES[(i + case) % 3], strided=m == 70)
         emulator.launches.clear()
         y, layer = run_layer(x, n, mode, symmetric)
         _, *launches = emulator.launches  # the first one quantized the weight
