@@ -1,8 +1,8 @@
 """The operators `torch.ops.llmint8.*`: schema, shapes under tracing, gradients, and the one seam to the kernels.
 
-A backend is a folder of `kernels/`, bound to a dispatch key: native ones bind themselves when they are loaded, and
-PyTorch serves every device that has none. Everything data-dependent happens inside an operator, so a compiled graph
-sees one opaque node per layer.
+A backend is a folder of `kernels/`. Native ones bind themselves to their dispatch key when they are loaded; Triton's
+serve the GPUs they take, and PyTorch serves every other device. Everything data-dependent happens inside an operator,
+so a compiled graph sees one opaque node per layer.
 """
 
 from collections.abc import Callable
@@ -199,7 +199,7 @@ def _check_device(x: Tensor, *others: Tensor | None) -> None:
 def _int8_linear_reference(
     x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, *settings: Any
 ) -> Tensor:
-    """Checks any input and runs it in PyTorch."""
+    """Checks any input and runs it on what has no dispatch key of its own: Triton or PyTorch."""
     _check(x, weight, weight_scale, bias)
     shape = (*x.shape[:-1], weight.shape[0])
     if 0 in shape or weight.shape[1] == 0:  # nothing to multiply: the bias, or nothing at all

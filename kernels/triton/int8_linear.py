@@ -34,6 +34,26 @@ def int8_linear(
 
     More rows than there stay unquantized, as many as `tiles.Tables.decode_rows`; and all of them on a GPU whose int8
     is not worth it, or with K above 65536.
+
+    Args:
+        x: fp16, bf16 or fp32 [M, K], M and K at least 1, any strides.
+        weight: int8 [N, K].
+        weight_scale: fp32 [N, 1].
+        bias: Floating point [N], or None.
+        outlier_columns: int64, indices in [0, K), in mode `"static"`; others are never met.
+        mode: As in `llmint8.Int8Config`, like the rest.
+        threshold: In mode `"threshold"`.
+        budget: In mode `"budget"`.
+        relative: Scores relative to the row.
+        symmetric: Activations without zero point.
+
+    Returns:
+        [M, N], dtype of `x`.
+
+    Raises:
+        RuntimeError: The outlier columns are on another device.
+        TypeError: They are not integers.
+        ValueError: The mode is unknown, or static without columns.
     """
     x, weight = with_contiguous_rows(x), with_contiguous_rows(weight)
     weight_scale = weight_scale.contiguous()

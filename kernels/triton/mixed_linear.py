@@ -6,19 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from llmint8.kernels.triton import tiles
-from llmint8.kernels.triton.products import add_outliers, scale_and_add_bias
+from llmint8.kernels.triton.products import add_outliers, operand_masks, scale_and_add_bias, tile_of_program
 from llmint8.kernels.triton.quantize_rows import QuantizedRows
-
-
-@triton.jit
-def tile_of_program(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
-    """The tile of this program: GROUP_M tiles below each other first, whose weight is then in the second cache."""
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    per_group = GROUP_M * tl.cdiv(N, BLOCK_N)
-    first = tl.program_id(0) // per_group * GROUP_M
-    height = tl.minimum(tiles_m - first, GROUP_M)
-    place = tl.program_id(0) % per_group
-    return first + place % height, place // height
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -66,12 +55,7 @@ def mixed_linear_kernel(
     for start in range(0, K, BLOCK_K * UNROLL):
         # Two products in a loop keep Triton from carrying operands, byte by byte, to the next turn (sm_80 to 89).
         for part in tl.static_range(UNROLL):
-            mask_a = inside_m[:, None]
-            mask_b = inside_n[None, :]
-            if not EVEN_K:
-                inside_k = k < K - start - part * BLOCK_K
-                mask_a = mask_a & inside_k[None, :]
-                mask_b = mask_b & inside_k[:, None]
+            mask_a, mask_b = operand_masks(inside_m, inside_n, k < K - start - part * BLOCK_K, EVEN_K)
             a = tl.load(a_rows + part * BLOCK_K, mask=mask_a, other=0)
             b = tl.load(b_rows + part * BLOCK_K, mask=mask_b, other=0)
             sums = tl.dot(a, b, sums)

@@ -1,7 +1,29 @@
-"""Products of floating-point rows with int8 weights on 16-bit tensor cores."""
+"""What the kernels that multiply share: tiles, 16-bit products with int8 weights, scales and bias."""
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def tile_of_program(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+    """The tile of this program: GROUP_M tiles below each other first, whose weight is then in the second cache."""
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    per_group = GROUP_M * tl.cdiv(N, BLOCK_N)
+    first = tl.program_id(0) // per_group * GROUP_M
+    height = tl.minimum(tiles_m - first, GROUP_M)
+    place = tl.program_id(0) % per_group
+    return first + place % height, place // height
+
+
+@triton.jit
+def operand_masks(inside_m, inside_n, inside_k, EVEN_K: tl.constexpr):
+    """The masks of the operands [BLOCK_M, BLOCK_K] and [BLOCK_K, BLOCK_N] of a product."""
+    mask_a = inside_m[:, None]
+    mask_b = inside_n[None, :]
+    if not EVEN_K:
+        mask_a = mask_a & inside_k[None, :]
+        mask_b = mask_b & inside_k[:, None]
+    return mask_a, mask_b
 
 
 @triton.jit

@@ -14,6 +14,8 @@ from llmint8.kernels.triton.column_scores import column_scores
 # Each program chooses the outlier columns anew, which takes it a few microseconds and saves a launch and a wait.
 PROGRAMS = 256
 
+FP32_MAX = torch.finfo(torch.float32).max
+
 NONE, THRESHOLD, BUDGET, STATIC = (tl.constexpr(i) for i in range(4))
 MODES = {"none": NONE.value, "threshold": THRESHOLD.value, "budget": BUDGET.value, "static": STATIC.value}
 
@@ -95,6 +97,15 @@ def is_outlier(scores, static_columns, k, K, least, last, n_static, MODE: tl.con
     else:
         kept = tl.load(scores + k, mask=k < K, other=-1)
         return (kept > least) | ((kept == least) & (k <= last))
+
+
+@triton.jit
+def load_without_outliers(row, scores, static_columns, k, K, least, last, n_static, MODE: tl.constexpr):
+    """The features `k` of a row in fp32, 0 in its outlier columns."""
+    value = tl.load(row + k, mask=k < K, other=0.0).to(tl.float32)
+    if MODE != NONE:
+        value = tl.where(is_outlier(scores, static_columns, k, K, least, last, n_static, MODE), 0.0, value)
+    return value
 
 
 @triton.jit
@@ -189,20 +200,14 @@ def quantize_rows_kernel(
             highs = tl.zeros((BLOCK_K,), tl.float32)
             spoils = tl.zeros((BLOCK_K,), tl.float32)
             for start in range(0, K, BLOCK_K):
-                value = tl.load(row + start + k, mask=start + k < K, other=0.0).to(tl.float32)
-                if MODE != NONE:
-                    outlier = is_outlier(scores, static_columns, start + k, K, least, last, n_static, MODE)
-                    value = tl.where(outlier, 0.0, value)
+                value = load_without_outliers(row, scores, static_columns, start + k, K, least, last, n_static, MODE)
                 lows = tl.minimum(lows, value)
                 highs = tl.maximum(highs, value)
                 spoils += value * 0.0
             low, high, spoilt = tl.min(lows, axis=0), tl.max(highs, axis=0), tl.sum(spoils, axis=0)
             step, zero = step_and_zero_point(low, high, spoilt, SYMMETRIC)
             for start in range(0, K, BLOCK_K):
-                value = tl.load(row + start + k, mask=start + k < K, other=0.0).to(tl.float32)
-                if MODE != NONE:
-                    outlier = is_outlier(scores, static_columns, start + k, K, least, last, n_static, MODE)
-                    value = tl.where(outlier, 0.0, value)
+                value = load_without_outliers(row, scores, static_columns, start + k, K, least, last, n_static, MODE)
                 tl.store(out + start + k, quantize(value, step, zero, SYMMETRIC), mask=start + k < K)
         tl.store(scale + m, step)
         if not SYMMETRIC:
@@ -232,6 +237,9 @@ def quantize_rows(
         relative: Scores relative to the row.
         symmetric: Without zero point.
         ones_row: Adds a row of ones below the codes.
+
+    Returns:
+        The codes and what belongs to them.
     """
     m, k = x.shape
     stride = triton.cdiv(k, tiles.ALIGNMENT) * tiles.ALIGNMENT
@@ -276,4 +284,4 @@ def quantize_rows(
 
 def fp32_bits(x: float) -> int:
     """Returns the bits of the fp32 number nearest to x, 0 for a negative one: their order is that of the numbers."""
-    return struct.unpack("<i", struct.pack("<f", min(max(x, 0.0), torch.finfo(torch.float32).max)))[0]
+    return struct.unpack("<i", struct.pack("<f", min(max(x, 0.0), FP32_MAX)))[0]

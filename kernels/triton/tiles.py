@@ -66,6 +66,7 @@ class Tile:
         return {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_K": self.block_k, "GROUP_M": GROUP_M}
 
 
+# More rows than there can be.
 ANY = 1 << 31
 # (largest M, tile) in ascending order; the last tile serves every larger M, too.
 Table = tuple[tuple[int, Tile], ...]
@@ -74,6 +75,7 @@ Table = tuple[tuple[int, Tile], ...]
 FP32_ROWS = 256
 # Of products with a weight whose rows cannot be read 16 bytes at a time: single bytes take many registers.
 UNALIGNED = Tile(32, 32, 32, 4, 2)
+# Of `dequantize_weight`, and of what comes after torch._int_mm.
 DEQUANTIZE = Tile(1, 16, 256, 4, 1)
 SCALE_PRODUCT = Tile(32, 64, 16, 4, 1)
 

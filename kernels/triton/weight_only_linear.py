@@ -6,8 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmint8.kernels.triton import tiles
-from llmint8.kernels.triton.mixed_linear import tile_of_program
-from llmint8.kernels.triton.products import add_product, scale_and_add_bias
+from llmint8.kernels.triton.products import add_product, operand_masks, scale_and_add_bias, tile_of_program
 
 
 @triton.jit
@@ -80,12 +79,7 @@ def weight_only_linear_kernel(
     result = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, K, BLOCK_K * UNROLL):
         for part in tl.static_range(UNROLL):  # as in mixed_linear_kernel
-            mask_a = inside_m[:, None]
-            mask_b = inside_n[None, :]
-            if not EVEN_K:
-                inside_k = k < K - start - part * BLOCK_K
-                mask_a = mask_a & inside_k[None, :]
-                mask_b = mask_b & inside_k[:, None]
+            mask_a, mask_b = operand_masks(inside_m, inside_n, k < K - start - part * BLOCK_K, EVEN_K)
             a = tl.load(a_rows + part * BLOCK_K, mask=mask_a, other=0.0, eviction_policy="evict_last")
             b = tl.load(b_rows + part * BLOCK_K, mask=mask_b, other=0, eviction_policy="evict_first")
             result = add_product(a, b, result)
