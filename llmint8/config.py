@@ -1,16 +1,23 @@
 """What is quantized and how: the settings of LLM.int8(), validated, and the JSON that a checkpoint keeps of them."""
 
 import dataclasses
+import fnmatch
 import json
+import math
 import numbers
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
 OutlierMode = Literal["threshold", "budget", "static", "none"]
 CheckpointFormat = Literal["llmint8", "bitsandbytes"]
-DEFAULT_THRESHOLD = 6.0  # section 3.2 of the paper
-DEFAULT_BUDGET = 32
+# Settings of some layers, as a frozen mapping of mappings: (pattern, ((setting, value), ...)).
+Overrides = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
+PAPER_THRESHOLD = 6.0  # section 3.2 of the paper
+# Measured on several architectures: benchmarks/README.md.
+DEFAULT_BUDGET = 1 / 8
+DEFAULT_RELATIVE_THRESHOLD = 5.0
 _LARGEST = 1 << 62  # what an operator can take
 
 
@@ -23,20 +30,25 @@ class Int8Config:
 
     Attributes:
         mode: How the outlier columns of an input are chosen. `"threshold"`: every column with a score of at least
-            `threshold` (section 3 of the paper). `"budget"`: the `budget` columns with the largest score, a fixed
-            shape. `"static"`: `budget` columns that `llmint8.calibrate` found once, nothing to search at run time.
-            `"none"`: no column, plain vector-wise int8. Default: what the next two say, else `"budget"`. Runtime, but
-            only a calibrated checkpoint can be static.
-        threshold: Smallest score of an outlier column, only in mode `"threshold"`. Default 6.0, the paper's, which
-            is a magnitude (`relative=False`). Runtime.
-        budget: Number of outlier columns, only in modes `"budget"` and `"static"`; all columns of a layer that has
-            fewer. Default 32. Runtime, but fixed by calibration in mode `"static"`.
+            `threshold` (section 3 of the paper). `"budget"`: those of them with the largest scores, at most `budget`:
+            bounded cost, fixed shapes. `"static"`: columns that `llmint8.calibrate` found once, nothing to search at
+            run time. `"none"`: no column, plain vector-wise int8. Default: `"threshold"` if that is given alone, else
+            `"budget"`. Runtime, but only a calibrated checkpoint can be static.
+        threshold: Smallest score of an outlier column. Default in mode `"threshold"`: 6.0, the paper's, which is a
+            magnitude (`relative=False`); else 5.0 if `relative`, or 0, which lets the budget alone decide. Runtime,
+            but in mode `"static"` only a record of the calibration.
+        budget: Largest number of outlier columns, only in modes `"budget"` and `"static"`: an int, or a float below
+            1, a share of the layer's columns. Default 1/8. Runtime, with the same exception.
         relative: Scores a feature by its magnitude over the root mean square of its row (token), which does not
             depend on the scale of the layer's input, or by the magnitude itself. Default: True where there is a
             budget, else False. Runtime.
         symmetric: Quantizes activations by absmax; otherwise with a zero point over the full range. Runtime.
-        skip_modules: Modules to keep in 16 bit besides the default ones: full names, or trailing or leading parts
-            of names (`"lm_head"`, `"mlp.down_proj"`, `"model.layers.0"`).
+        overrides: Runtime settings of some layers, by patterns as in `skip_modules`: `{"mlp.down_proj": {"budget":
+            0.25}, "model.layers.0": {"threshold": 3.0}}`. Of several patterns that fit a layer all count, one after
+            the other. Given as a mapping (in JSON a list of pairs), kept as tuples. Runtime.
+        skip_modules: Modules to keep in 16 bit besides the default ones: full names, trailing or leading parts of
+            names (`"lm_head"`, `"mlp.down_proj"`, `"model.layers.0"`), or shell patterns of full names
+            (`"model.layers.[0-3].*"`).
         include_modules: Modules to quantize although the default keeps them in 16 bit (output heads, modules that
             the model wants in fp32): names as in `skip_modules`. A tied head is untied and quantized.
         checkpoint_format: Tensor names and `config.json` entry of the checkpoint: our own or those of bitsandbytes.
@@ -44,9 +56,10 @@ class Int8Config:
 
     mode: OutlierMode | None = None
     threshold: float | None = None
-    budget: int | None = None
+    budget: int | float | None = None
     relative: bool | None = None
     symmetric: bool = False
+    overrides: Overrides = ()
     skip_modules: tuple[str, ...] = ()
     include_modules: tuple[str, ...] = ()
     checkpoint_format: CheckpointFormat = "llmint8"
@@ -61,29 +74,37 @@ class Int8Config:
             TypeError: A value has the wrong type.
             ValueError: A value is out of range, or two contradict each other.
         """
-        self._fill("mode", "budget" if self.threshold is None else "threshold")
+        self._fill("mode", "threshold" if self.budget is None and self.threshold is not None else "budget")
         _check_choice("mode", self.mode, get_args(OutlierMode))
         _check_choice("checkpoint_format", self.checkpoint_format, get_args(CheckpointFormat))
         for name, value, modes in (
-            ("threshold", self.threshold, ("threshold",)),
+            ("threshold", self.threshold, ("threshold", "budget", "static")),
             ("budget", self.budget, ("budget", "static")),
         ):
             if value is not None and self.mode not in modes:
                 raise ValueError(f"{name}={value!r} contradicts mode={self.mode!r}; give only one of them")
-        if self.mode == "threshold":
-            self._fill("threshold", DEFAULT_THRESHOLD)
-            object.__setattr__(self, "threshold", _checked_threshold(self.threshold))
-        elif self.mode != "none":
-            self._fill("budget", DEFAULT_BUDGET)
-            object.__setattr__(self, "budget", _checked_budget(self.budget))
-        self._fill("relative", self.budget is not None)
+        has_budget = self.mode in ("budget", "static")
+        self._fill("relative", has_budget)
         for name in ("relative", "symmetric"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if has_budget:
+            self._fill("budget", DEFAULT_BUDGET)
+            self._fill("threshold", DEFAULT_RELATIVE_THRESHOLD if self.relative else 0.0)
+            object.__setattr__(self, "budget", _checked_budget(self.budget))
+        self._fill("threshold", PAPER_THRESHOLD if self.mode == "threshold" else None)
+        if self.threshold is not None:
+            object.__setattr__(self, "threshold", _checked_threshold(self.threshold, may_be_0=has_budget))
         for name in ("skip_modules", "include_modules"):
             object.__setattr__(self, name, _module_names(name, getattr(self, name)))
         if both := sorted(set(self.skip_modules) & set(self.include_modules)):
             raise ValueError(f"skip_modules and include_modules both name {both}; remove them from one")
+        object.__setattr__(self, "overrides", _frozen_overrides(self.overrides))
+        for pattern, settings in self.overrides:
+            try:
+                self._with_settings(dict(settings))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"overrides[{pattern!r}]: {error}") from error
 
     def _fill(self, name: str, default: object) -> None:
         if getattr(self, name) is None:
@@ -92,7 +113,8 @@ class Int8Config:
     def replace(self, **changes: Any) -> Self:
         """Returns a copy with some settings changed.
 
-        A changed `threshold` or `budget` brings its mode with it, and a changed mode its own defaults.
+        A changed `threshold` or `budget` brings its mode with it, as when a configuration is made, and a changed mode
+        its own defaults.
 
         Args:
             **changes: Fields of this class and their new values.
@@ -101,14 +123,47 @@ class Int8Config:
             TypeError: A name is not a field, or a value has the wrong type.
             ValueError: A value is out of range, or two contradict each other.
         """
-        mode = changes.get("mode")
-        if mode is None and changes.get("threshold") is not None:
-            mode = "threshold"
-        elif mode is None and changes.get("budget") not in (None, self.budget):
+        mode, budget, threshold = (changes.get(name) for name in ("mode", "budget", "threshold"))
+        if mode is None and budget is not None and (budget != self.budget or threshold is not None):
             mode = "budget"
+        elif mode is None and threshold is not None:
+            mode = "threshold"
         if mode is not None and mode != self.mode:
             changes = {**dict.fromkeys(("threshold", "budget", "relative")), **changes, "mode": mode}
         return dataclasses.replace(self, **changes)
+
+    def for_layer(self, name: str) -> Self:
+        """Returns the settings of one layer, without overrides.
+
+        Args:
+            name: Of the layer in its model.
+        """
+        if not self.overrides:
+            return self
+        config = dataclasses.replace(self, overrides=())
+        for pattern, settings in self.overrides:
+            if matches(name, [pattern]):
+                config = config.replace(**dict(settings))
+        return config
+
+    def runtime_settings(self) -> dict[str, Any]:
+        """Returns the runtime settings of a layer: values by name."""
+        return {name: getattr(self, name) for name in self.RUNTIME_SETTINGS}
+
+    def columns(self, in_features: int) -> int:
+        """Returns how many columns the budget is for a layer, 0 in a mode without one.
+
+        Args:
+            in_features: K.
+        """
+        if isinstance(self.budget, float):
+            return math.ceil(self.budget * in_features)
+        return min(self.budget or 0, in_features)
+
+    def _with_settings(self, settings: dict[str, Any]) -> Self:
+        if unknown := sorted(set(settings) - set(self.RUNTIME_SETTINGS)):
+            raise ValueError(f"{unknown} cannot be set for some layers; known are {sorted(self.RUNTIME_SETTINGS)}")
+        return dataclasses.replace(self, overrides=()).replace(**settings)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], return_unused_kwargs: bool = False, **changes: Any) -> Any:
@@ -141,6 +196,8 @@ class Int8Config:
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         settings["skip_modules"] = list(self.skip_modules)
         settings["include_modules"] = list(self.include_modules)
+        # A list, because whoever writes JSON with sorted keys would lose their order.
+        settings["overrides"] = [[pattern, dict(override)] for pattern, override in self.overrides]
         return {"quant_method": self.quant_method, **settings}
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -152,20 +209,54 @@ class Int8Config:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def _checked_threshold(value: object) -> float:
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a module name is one of some names, lies below it or ends with it, at the dots, or fits a shell pattern.
+
+    Args:
+        name: Full name of a module.
+        patterns: Names, or patterns with `*`, `?` or `[...]`.
+    """
+    return any(
+        fnmatch.fnmatchcase(name, p)
+        if set(p) & set("*?[")
+        else re.search(rf"(^|\.){re.escape(p)}$|^{re.escape(p)}\.", name)
+        for p in patterns
+    )
+
+
+def _checked_threshold(value: object, may_be_0: bool) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"threshold must be a number, got {value!r}")
-    if not 0 < value < _LARGEST:  # type: ignore[operator]
-        raise ValueError(f"threshold must be finite and greater than 0, got {value}; mode='none' keeps no outliers")
+    if not (0 < value < _LARGEST or (may_be_0 and value == 0)):  # type: ignore[operator]
+        least = "0 or more" if may_be_0 else "greater than 0"
+        raise ValueError(f"threshold must be finite and {least}, got {value}; mode='none' keeps no outliers")
     return float(value)
 
 
-def _checked_budget(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"budget must be an int (a number of columns), got {value!r}")
-    if not 0 <= int(value) < _LARGEST:
-        raise ValueError(f"budget must be 0 or more columns, got {value}")
-    return int(value)
+def _checked_budget(value: object) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"budget must be an int (a number of columns) or a float (a share of them), got {value!r}")
+    if isinstance(value, numbers.Integral):
+        if not 0 <= int(value) < _LARGEST:
+            raise ValueError(f"budget must be 0 or more columns, got {value}")
+        return int(value)
+    if not 0 <= float(value) < 1:
+        raise ValueError(f"budget must be a number of columns or a share from 0 to below 1 of them, got {value}")
+    return float(value)
+
+
+def _frozen_overrides(value: object) -> Overrides:
+    items = list(value.items()) if isinstance(value, Mapping) else value
+    pairs = isinstance(items, list | tuple) and all(isinstance(i, list | tuple) and len(i) == 2 for i in items)
+    if not pairs:
+        raise TypeError(f"overrides must map patterns of module names to settings, got {value!r}")
+    frozen = []
+    for pattern, settings in items:  # type: ignore[attr-defined]
+        _module_names("overrides", [pattern])
+        if not isinstance(settings, Mapping | tuple):
+            raise TypeError(f"overrides[{pattern!r}] must map settings to values, got {settings!r}")
+        frozen.append((pattern, tuple(sorted(dict(settings).items()))))
+    return tuple(frozen)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

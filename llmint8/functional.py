@@ -167,8 +167,8 @@ def select_outliers(
         x: Floating point [M, K].
         columns: Of mode `"static"`: int64, indices in [0, K).
         mode: `"threshold"`, `"budget"`, `"static"` or `"none"`.
-        threshold: Of mode `"threshold"`.
-        budget: Of mode `"budget"`, in columns.
+        threshold: Smallest score, in the modes `"threshold"` and `"budget"`.
+        budget: Of mode `"budget"`, in columns: those with the largest scores, if they reach the threshold.
         relative: As in `outlier_scores`.
 
     Raises:
@@ -177,7 +177,8 @@ def select_outliers(
     if mode == "threshold":
         return select_threshold(outlier_scores(x, relative), threshold)
     if mode == "budget":
-        return select_budget(outlier_scores(x, relative), budget)
+        scores = outlier_scores(x, relative)
+        return select_budget(scores, budget) & select_threshold(scores, threshold)
     if mode == "static":
         if columns is None:
             raise ValueError(

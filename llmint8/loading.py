@@ -14,7 +14,7 @@ from llmint8.integrations.bitsandbytes import config_from_bitsandbytes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SETTINGS = (*Int8Config.RUNTIME_SETTINGS, "skip_modules", "include_modules")
+SETTINGS = (*Int8Config.RUNTIME_SETTINGS, "overrides", "skip_modules", "include_modules")
 # What `AutoConfig.from_pretrained` needs to find the same files as the model will.
 _HUB_KEYWORDS = (
     "cache_dir",
@@ -46,7 +46,7 @@ def from_pretrained(
         pretrained_model_name_or_path: A folder, or the name of a model on the Hugging Face hub.
         load_in_8bit: False loads a 16-bit checkpoint as it is.
         quantization_config: Settings. Alternatively, give its fields one by one: `threshold=6.0`, `budget=64`,
-            `mode`, `relative`, `symmetric`, `skip_modules`, `include_modules`.
+            `mode`, `relative`, `symmetric`, `overrides`, `skip_modules`, `include_modules`.
         auto_class: The class to load with, or its name in transformers: `"AutoModelForSequenceClassification"`. The
             class that the checkpoint was saved from if None.
         **kwargs: Every other keyword that transformers takes: `device_map`, `dtype`, `offload_folder`, ... Pickled
@@ -169,7 +169,9 @@ def _merged(stored: Int8Config, config: Any, settings: dict[str, Any]) -> Int8Co
         if requested.get(name) and tuple(requested[name]) != getattr(stored, name):
             raise ValueError(f"{name}={requested[name]!r} cannot be changed: the checkpoint is already int8")
     runtime = {name: requested[name] for name in Int8Config.RUNTIME_SETTINGS if name in requested}
-    return stored.replace(**runtime)
+    # What is asked for is meant for every layer, also for those with stored settings of their own.
+    overrides = requested.get("overrides", () if runtime else stored.overrides)
+    return stored.replace(**runtime, overrides=overrides)
 
 
 def _with_settings(settings: Int8Config, path: str, config_class: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -69,8 +69,8 @@ def int8_linear(
         bias: Floating point [N].
         outlier_columns: int64, indices in [0, K), in mode `"static"`.
         mode: `"threshold"`, `"budget"`, `"static"` or `"none"`; this and the rest as in `Int8Config`.
-        threshold: Smallest score of an outlier column, in mode `"threshold"`.
-        budget: Number of outlier columns, in mode `"budget"`.
+        threshold: Smallest score of an outlier column, in the modes `"threshold"` and `"budget"`.
+        budget: Largest number of outlier columns, in mode `"budget"`.
         relative: Scores a feature relative to the root mean square of its row.
         symmetric: Quantizes activations without a zero point.
 

@@ -1,16 +1,15 @@
 """`quantize_` and `dequantize_`: any `nn.Module`, in place."""
 
-import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
 from torch import nn
 
 from llmint8 import ops
-from llmint8.config import Int8Config
+from llmint8.config import Int8Config, matches
 from llmint8.nn import FloatLinear, Int8Conv1D, Int8Linear
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -40,8 +39,8 @@ def quantize_(model: ModuleT, config: Int8Config | None = None) -> ModuleT:
 
     Raises:
         TypeError: The model itself is a linear layer, which cannot be replaced in place.
-        ValueError: There is nothing to quantize, a weight has a NaN or Inf, or a name in `include_modules` fits no
-            linear layer.
+        ValueError: There is nothing to quantize, a weight has a NaN or Inf, or a name in `include_modules` or
+            `overrides` fits no linear layer.
     """
     config = config or Int8Config()
     if int8_class(model) is not None:
@@ -56,7 +55,7 @@ def quantize_(model: ModuleT, config: Int8Config | None = None) -> ModuleT:
     for name in layers:
         layer = model.get_submodule(name)
         if id(layer) not in done:
-            made = int8_class(layer).from_float(layer, config)  # type: ignore[union-attr]
+            made = int8_class(layer).from_float(layer, config.for_layer(name))  # type: ignore[union-attr]
             done[id(layer)] = made
         replace_module(model, name, done[id(layer)])
     _disable_fused_transformer_layers(model)
@@ -121,23 +120,19 @@ def layers_to_quantize(model: nn.Module, config: Int8Config) -> list[str]:
         config: Settings.
 
     Raises:
-        ValueError: A name in `include_modules` fits no linear layer.
+        ValueError: A name in `include_modules` or `overrides` fits no linear layer.
     """
     candidates = [n for n, m in model.named_modules(remove_duplicate=False) if int8_class(m) is not None]
-    for pattern in config.include_modules:
-        if not any(matches(name, [pattern]) for name in candidates):
-            raise ValueError(f"include_modules names {pattern!r}, but no linear layer has that name")
+    for setting, patterns in (("include_modules", config.include_modules), ("overrides", dict(config.overrides))):
+        for pattern in patterns:
+            if not any(matches(name, [pattern]) for name in candidates):
+                raise ValueError(f"{setting} names {pattern!r}, but no linear layer has that name")
     skips = _tied_layers(model).union(*(function(model) for function in default_skips))
     return [
         name
         for name in candidates
         if not matches(name, config.skip_modules) and (name not in skips or matches(name, config.include_modules))
     ]
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a module name is one of some names, lies below it or ends with it, at the dots."""
-    return any(re.search(rf"(^|\.){re.escape(p)}$|^{re.escape(p)}\.", name) for p in patterns)
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -13,8 +13,27 @@ from llmint8 import Int8Config
 
 def test_default_is_a_relative_budget() -> None:
     config = Int8Config()
-    assert (config.mode, config.budget, config.relative, config.symmetric) == ("budget", 32, True, False)
-    assert config.threshold is None
+    assert (config.mode, config.budget, config.relative, config.symmetric) == ("budget", 1 / 8, True, False)
+    assert config.threshold == 5.0
+    assert Int8Config(mode="budget", relative=False).threshold == 0
+
+
+def test_a_budget_is_a_number_or_a_share_of_the_columns() -> None:
+    assert [Int8Config(budget=32).columns(k) for k in (8, 64)] == [8, 32]
+    assert [Int8Config(budget=0.1).columns(k) for k in (8, 64)] == [1, 7]
+    assert Int8Config(threshold=6.0).columns(64) == 0
+
+
+def test_overrides_are_for_the_layers_that_they_name() -> None:
+    config = Int8Config(
+        symmetric=True,
+        overrides={"mlp.down_proj": {"budget": 0.25}, "model.layers.[01].*": {"threshold": 3.0}, "h": {"mode": "none"}},
+    )
+    assert config.for_layer("model.layers.2.mlp.up_proj") == Int8Config(symmetric=True)
+    assert config.for_layer("model.layers.2.mlp.down_proj") == Int8Config(symmetric=True, budget=0.25)
+    assert config.for_layer("model.layers.1.mlp.down_proj") == Int8Config(symmetric=True, threshold=3.0)
+    assert config.for_layer("h.0.mlp").mode == "none"
+    assert hash(config) == hash(Int8Config.from_dict(json.loads(config.to_json_string())))
 
 
 def test_a_threshold_alone_is_the_mode_of_the_paper() -> None:
@@ -34,12 +53,19 @@ def test_a_threshold_alone_is_the_mode_of_the_paper() -> None:
         ({"threshold": "6"}, TypeError, "got '6'"),
         ({"threshold": True}, TypeError, "got True"),
         ({"budget": -3}, ValueError, "got -3"),
-        ({"budget": 1.5}, TypeError, "got 1.5"),
+        ({"budget": 1.5}, ValueError, "share from 0 to below 1 of them, got 1.5"),
+        ({"budget": "half"}, TypeError, "got 'half'"),
+        ({"budget": float("nan")}, ValueError, "got nan"),
         ({"mode": "median"}, ValueError, "got 'median'"),
-        ({"mode": "budget", "threshold": 6.0}, ValueError, "contradicts mode='budget'"),
-        ({"budget": 8, "threshold": 6.0}, ValueError, "contradicts"),
+        ({"mode": "threshold", "budget": 8}, ValueError, "contradicts mode='threshold'"),
         ({"mode": "none", "budget": 8}, ValueError, "contradicts"),
-        ({"mode": "static", "threshold": 6.0}, ValueError, "contradicts"),
+        ({"mode": "none", "threshold": 6.0}, ValueError, "contradicts"),
+        ({"mode": "budget", "threshold": -1.0}, ValueError, "0 or more, got -1.0"),
+        ({"overrides": {"a": {"budget": -1}}}, ValueError, r"overrides\['a'\]: budget must be 0 or more"),
+        ({"overrides": {"a": {"skip_modules": ["b"]}}}, ValueError, "'skip_modules'"),
+        ({"overrides": {"a": {"mode": "none", "budget": 1}}}, ValueError, "contradicts"),
+        ({"overrides": ["a"]}, TypeError, "must map patterns"),
+        ({"overrides": {"a": 6.0}}, TypeError, "must map settings to values, got 6.0"),
         ({"mode": "static", "budget": -1}, ValueError, "got -1"),
         ({"symmetric": 1}, TypeError, "got 1"),
         ({"relative": "yes"}, TypeError, "got 'yes'"),
@@ -58,13 +84,15 @@ configs = st.builds(
     lambda kwargs, **common: Int8Config(**kwargs, **common),
     st.one_of(
         st.builds(lambda t: {"threshold": t}, st.floats(1e-6, 1e6)),
-        st.builds(lambda b: {"budget": b}, st.integers(0, 10**6)),
+        st.builds(lambda b: {"budget": b}, st.integers(0, 10**6) | st.floats(0, 0.99)),
+        st.builds(lambda b, t: {"budget": b, "threshold": t}, st.integers(0, 10**6), st.floats(0, 10)),
         st.just({"mode": "none"}),
         st.builds(lambda b: {"mode": "static", "budget": b}, st.integers(0, 10**6)),
     ),
     relative=st.sampled_from([None, True, False]),
     symmetric=st.booleans(),
     skip_modules=st.lists(st.sampled_from(["lm_head", "q_proj"])),
+    overrides=st.dictionaries(st.sampled_from(["a", "b.*"]), st.sampled_from([{"budget": 3}, {"symmetric": True}])),
     checkpoint_format=st.sampled_from(["llmint8", "bitsandbytes"]),
 )
 
@@ -92,6 +120,9 @@ def test_replace_brings_the_mode_along() -> None:
     assert config.replace(threshold=3.0) == Int8Config(threshold=3.0, symmetric=True)
     assert config.replace(mode="threshold") == Int8Config(threshold=6.0, symmetric=True)
     assert config.replace(budget=8) == Int8Config(budget=8, symmetric=True)
+    assert config.replace(budget=8, threshold=3.0) == Int8Config(budget=8, threshold=3.0, symmetric=True)
+    assert config.replace(mode="budget", threshold=3.0).budget == 64
+    assert Int8Config(threshold=6.0).replace(budget=8) == Int8Config(budget=8)
     assert config.replace(symmetric=False) == Int8Config(budget=64)
     assert Int8Config(threshold=6.0).replace(threshold=6.0) == Int8Config(threshold=6.0)
     with pytest.raises(ValueError, match="contradicts"):

@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 import llmint8
 from llmint8 import CheckpointError, Int8Config, from_pretrained
-from llmint8.quantize import int8_layers
+from llmint8.quantize import int8_layers, quantize_
 
 MakeCheckpoint = Callable[..., Path]
 RunModel = Callable[[PreTrainedModel], Tensor]
@@ -103,7 +103,7 @@ def test_not_in_8_bit(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
         ({"quantization_config": {"quant_method": "gptq"}}, ValueError, "'gptq'"),
         ({"threshold": -1.0}, ValueError, "got -1.0"),
         ({"threshold": float("nan")}, ValueError, "got nan"),
-        ({"mode": "budget", "threshold": 6.0}, ValueError, "contradicts"),
+        ({"mode": "none", "threshold": 6.0}, ValueError, "contradicts"),
         ({"dtype": torch.float64}, ValueError, "got torch.float64"),
         ({"dtype": torch.int8}, Exception, "int8"),
         ({"auto_class": "AutoModelForNothing"}, ValueError, "'AutoModelForNothing'"),
@@ -229,6 +229,35 @@ def test_settings_changed_after_loading_are_saved(make_checkpoint: MakeCheckpoin
         layer.int8_config = Int8Config(threshold=4.0)
     model.save_pretrained(tmp_path / "same")
     assert from_pretrained(tmp_path / "same").config.quantization_config == Int8Config(threshold=4.0)
+    _, layer = next(int8_layers(model))
     layer.int8_config = Int8Config(budget=3)
-    with pytest.warns(UserWarning, match="2 different settings"):
-        model.save_pretrained(tmp_path / "different")
+    model.save_pretrained(tmp_path / "different")
+    again = from_pretrained(tmp_path / "different")
+    settings = {name: layer.int8_config.runtime_settings() for name, layer in int8_layers(again)}
+    assert settings == {name: layer.int8_config.runtime_settings() for name, layer in int8_layers(model)}
+    again.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again/config.json").read_bytes() == (tmp_path / "different/config.json").read_bytes()
+    # What is asked for when it is loaded is meant for every layer.
+    everywhere = from_pretrained(tmp_path / "different", budget=5)
+    assert {layer.int8_config.budget for _, layer in int8_layers(everywhere)} == {5}
+
+
+def test_overrides_by_pattern(make_checkpoint: MakeCheckpoint, run_model: RunModel, tmp_path: Path) -> None:
+    overrides = {"mlp.down_proj": {"budget": 7}, "model.layers.0.*": {"mode": "none"}}
+    model = from_pretrained(make_checkpoint(), overrides=overrides, skip_modules=["*.1.self_attn.[qk]_proj"])
+    layers = dict(int8_layers(model))
+    assert layers["model.layers.1.mlp.down_proj"].int8_config.budget == 7
+    assert layers["model.layers.1.mlp.up_proj"].int8_config == Int8Config().replace(
+        skip_modules=["*.1.self_attn.[qk]_proj"]
+    )
+    assert {layer.int8_config.mode for name, layer in layers.items() if ".0." in name} == {"none"}
+    assert "model.layers.1.self_attn.q_proj" not in layers
+    assert "model.layers.0.self_attn.q_proj" in layers
+    model.save_pretrained(tmp_path)
+    again = from_pretrained(tmp_path)
+    assert again.config.quantization_config == model.config.quantization_config
+    assert torch.equal(run_model(again), run_model(model))
+    with pytest.raises(ValueError, match="overrides names 'mlp.experts', but no linear layer has that name"):
+        from_pretrained(make_checkpoint(), overrides={"mlp.experts": {"budget": 7}})
+    quantized = quantize_(from_pretrained(make_checkpoint(), load_in_8bit=False), Int8Config(overrides=overrides))
+    assert quantized.model.layers[1].mlp.down_proj.int8_config.budget == 7

@@ -139,7 +139,11 @@ def test_compile_makes_one_graph_with_the_same_result(settings: str) -> None:
     mode, threshold, budget, relative, symmetric = SETTINGS[settings]
     torch.manual_seed(0)
     config = Int8Config(
-        mode=mode, threshold=threshold or None, budget=budget or None, relative=relative, symmetric=symmetric
+        mode=mode,
+        threshold=threshold if budget else threshold or None,
+        budget=budget or None,
+        relative=relative,
+        symmetric=symmetric,
     )
     layers = [Int8Linear.from_float(nn.Linear(32, 32), config) for _ in range(2)]
     model = nn.Sequential(layers[0], nn.GELU(), layers[1])

@@ -31,7 +31,7 @@ def int8_linear(
         bias: [N] or None.
         outlier_columns: int64, indices in [0, K), in mode `"static"`.
         mode: As in `llmint8.Int8Config`, like the rest.
-        threshold: In mode `"threshold"`.
+        threshold: In the modes `"threshold"` and `"budget"`.
         budget: In mode `"budget"`.
         relative: Scores relative to the row.
         symmetric: Activations without zero point.

@@ -172,7 +172,10 @@ def quantize_rows_kernel(
     k = tl.arange(0, BLOCK_K)
     last = K
     if MODE == BUDGET:
+        floor = least
         least, last = select_budget(scores, K, N_BUDGET, BLOCK_K, WHOLE_ROWS)
+        if least < floor:
+            least, last = floor, K
     if MODE != NONE:
         if tl.program_id(0) == 0:
             list_outliers(scores, static_columns, columns, count, K, least, last, n_static, MODE, min(BLOCK_K, 1024))
@@ -232,7 +235,7 @@ def quantize_rows(
         x: fp16, bf16 or fp32 [M, K], M and K at least 1, each row contiguous.
         static_columns: int64 [n], contiguous, in mode `"static"`.
         mode: As in `llmint8.Int8Config`, like the rest.
-        threshold: In mode `"threshold"`.
+        threshold: In the modes `"threshold"` and `"budget"`.
         budget: In mode `"budget"`, at least 1.
         relative: Scores relative to the row.
         symmetric: Without zero point.

@@ -60,10 +60,10 @@ def config_to_bitsandbytes(config: Int8Config) -> dict[str, Any]:
         "llm_int8_enable_fp32_cpu_offload": False,
         "llm_int8_has_fp16_weight": False,
     }
-    runtime = {name: getattr(config, name) for name in Int8Config.RUNTIME_SETTINGS}
+    ours = {**config.runtime_settings(), "overrides": config.to_dict()["overrides"]}
     restored = config_from_bitsandbytes(entry)
-    if config.mode != "static" and restored.replace(**runtime) != restored:  # static columns are not written
-        entry[OUR_SETTINGS] = runtime
+    if config.mode != "static" and restored.replace(**ours) != restored:  # static columns are not written
+        entry[OUR_SETTINGS] = ours
     return entry
 
 

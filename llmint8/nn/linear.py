@@ -21,8 +21,7 @@ class Int8Linear(nn.Linear):
         weight: int8 [out_features, in_features].
         weight_scale: fp32 [out_features, 1]; the float weight is about `weight * weight_scale`.
         bias: Floating point [out_features], or None.
-        outlier_columns: int64 [min(budget, in_features)], the columns that calibration found, in mode `"static"`; or
-            None.
+        outlier_columns: int64, the columns that calibration found, in mode `"static"`; or None.
         int8_config: The runtime settings; may be replaced at any time.
     """
 
@@ -63,7 +62,7 @@ class Int8Linear(nn.Linear):
             self.register_parameter("bias", None)
         self.register_parameter("outlier_columns", None)
         if self.int8_config.mode == "static":
-            self.set_outlier_columns(torch.arange(min(self.int8_config.budget or 0, in_features), device=device))
+            self.set_outlier_columns(torch.arange(self.int8_config.columns(in_features), device=device))
 
     @classmethod
     def from_float(cls, layer: nn.Module, config: Int8Config | None = None) -> Self:
@@ -157,7 +156,7 @@ class Int8Linear(nn.Linear):
         self._settings = (
             config.mode or "budget",
             config.threshold or 0.0,
-            config.budget or 0,
+            config.columns(self.in_features),
             bool(config.relative),
             config.symmetric,
         )
@@ -172,9 +171,13 @@ class Int8Linear(nn.Linear):
 
     def extra_repr(self) -> str:
         """Returns the arguments and the outlier setting."""
-        setting = getattr(self.int8_config, self.int8_config.mode or "", None)
-        outliers = self.int8_config.mode if setting is None else f"{self.int8_config.mode} {setting:g}"
-        return f"{super().extra_repr()}, outliers={outliers}"
+        config, columns = self.int8_config, self.outlier_columns
+        outliers = {
+            "threshold": f"threshold {config.threshold or 0:g}",
+            "budget": f"budget {config.columns(self.in_features)}",
+            "static": f"static {0 if columns is None else columns.numel()}",
+        }
+        return f"{super().extra_repr()}, outliers={outliers.get(config.mode or '', config.mode)}"
 
     def reset_parameters(self) -> None:
         """Refuses to make up weights: an int8 layer has those it was quantized from or has loaded.
@@ -214,4 +217,7 @@ class Int8Linear(nn.Linear):
         elif scale is not None and scale.dtype != torch.float32:
             error_msgs.append(f"{prefix}weight_scale must be float32, got {scale.dtype}")
         else:
+            columns = state_dict.get(prefix + "outlier_columns")
+            if columns is not None and self.outlier_columns is not None:  # calibration decides how many there are
+                self.set_outlier_columns(torch.empty_like(columns, device=self.outlier_columns.device))
             super()._load_from_state_dict(state_dict, prefix, *args)

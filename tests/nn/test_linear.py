@@ -36,7 +36,8 @@ def bound(layer: Int8Linear, x: Tensor) -> Tensor:
     2. fp32 arithmetic. Any order of summing K products errs by at most `K u a`. The int8 sum is exact, and
        turning it into fp32, two scales and the zero point correction cost `u` each, of a value of at most
        `a + s_x (1/2) sum |w|`; a fixed-point row (decode on a CPU) is within `u max_k |x|`, so within
-       `u max_k |x| sum_k |w|`, or, for an input of 16 bits, within half a step of 16 bits, `max_k |x| / (127 * 256)`.
+       `u max_k |x| sum_k |w|`, or, for an input of 16 bits, within half a step of 16 bits, `max_k |x| / (127 * 256)`;
+       so are many outlier columns on a CPU.
        Adding the bias costs `u (|y| + |bias|)`. Together: below
        `(K + 8) u (a + max_k |x| sum_k |w| + |bias|)`.
     3. One rounding of the result: `r |y|`, and half the smallest subnormal of the dtype where `y` is that small.
@@ -47,11 +48,11 @@ def bound(layer: Int8Linear, x: Tensor) -> Tensor:
     size = x.abs() @ weight.abs().T
     total = weight.abs().sum(1)
     step = torch.zeros(x.shape[0], 1, dtype=torch.double)
-    kept = total
+    kept, outliers = total, None
     if x.shape[0] > DECODE_ROWS:
-        mode, threshold, budget = config.mode, config.threshold, config.budget
+        threshold, budget = config.threshold or 0, config.columns(layer.in_features)
         outliers = functional.select_outliers(
-            x.float(), layer.outlier_columns, mode, threshold or 0, budget or 0, bool(config.relative)
+            x.float(), layer.outlier_columns, config.mode, threshold, budget, bool(config.relative)
         )
         if outliers is not None:
             kept = weight.masked_fill(outliers, 0).abs().sum(1)
@@ -61,7 +62,7 @@ def bound(layer: Int8Linear, x: Tensor) -> Tensor:
     bias = 0 if layer.bias is None else layer.bias.detach().double().abs()
     quantization = step * (0.5 + 256 * U) * kept
     arithmetic = (x.shape[1] + 8) * U * (size + largest * total + bias)
-    if dtype != torch.float32 and x.shape[0] <= DECODE_ROWS:
+    if dtype != torch.float32 and (x.shape[0] <= DECODE_ROWS or (outliers is not None and outliers.sum() > 32)):
         arithmetic += largest / (127 * 256) / 2 * total
     return quantization + arithmetic
 

@@ -50,13 +50,19 @@ struct Decode {
   int64_t m;
 };
 
+// More outlier columns than this are fixed point, as in decode: two or three int8 products are faster than one in fp32.
+constexpr int64_t FEW_OUTLIERS = 32;
+
 struct Prefill {
   const void* codes;  // [M, code_stride(K)]
   const RowScale* rows;
   int64_t m;
   const int64_t* outlier_columns;  // [O], ascending
-  const float* outliers;           // x in those columns, [M, O]
   int64_t outlier_count;
+  const float* outliers;       // x in those columns, [M, O], if they are few; or
+  const void* outlier_digits;  // [M, DIGITS, code_stride(O)], the highest digit first
+  const float* outlier_scale;  // [M]
+  int digit_count;             // that are not 0, DIGITS or COARSE_DIGITS
 };
 
 enum class Activation : int { silu, gelu_tanh };

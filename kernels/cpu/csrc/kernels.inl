@@ -6,7 +6,6 @@
 
 constexpr int PANEL = Isa::LANES * Isa::TILE_VECTORS;
 constexpr int64_t BLOCK_DEPTH = 640;  // at most, of a packed panel, which stays in the first cache with what it meets
-constexpr int64_t BLOCK_OUTLIERS = 64;
 
 using Code = Isa::Code;
 using Packed = Isa::Packed;

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <atomic>
 #include <numeric>
 #include <optional>
 #include <vector>
@@ -94,14 +95,20 @@ inline std::vector<int64_t> outlier_columns(const Rows& x, const std::optional<a
       if (scores[k] >= static_cast<float>(settings.threshold)) columns.push_back(k);
     }
   } else if (settings.mode == "budget" && settings.budget > 0) {
-    columns.resize(x.k);
-    std::iota(columns.begin(), columns.end(), 0);
-    if (settings.budget < x.k) {
-      const std::vector<float> scores = outlier_scores(x, settings.relative, threads);
+    if (settings.threshold <= 0 && settings.budget >= x.k) {
+      columns.resize(x.k);
+      std::iota(columns.begin(), columns.end(), 0);
+      return columns;
+    }
+    const std::vector<float> scores = outlier_scores(x, settings.relative, threads);
+    for (int64_t k = 0; k < x.k; ++k) {
+      if (scores[k] >= static_cast<float>(settings.threshold)) columns.push_back(k);
+    }
+    if (settings.budget < static_cast<int64_t>(columns.size())) {
       const auto larger = [&](int64_t a, int64_t b) {
         return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
       };
-      std::partial_sort(columns.begin(), columns.begin() + settings.budget, columns.end(), larger);
+      std::nth_element(columns.begin(), columns.begin() + settings.budget, columns.end(), larger);
       columns.resize(settings.budget);
       std::sort(columns.begin(), columns.end());
     }
@@ -175,23 +182,35 @@ inline void prefill(const Rows& x, const std::vector<Product>& products, const s
   const int64_t most = std::min(x.m, PREFILL_ROWS);
   const at::Tensor codes = at::empty({most * stride}, at::kByte);
   std::vector<RowScale> scales(most);
-  std::vector<float> outliers(most * count), rows(threads * x.k);
+  const bool few = count <= FEW_OUTLIERS;
+  const int64_t plane = code_stride(count), outlier_stride = DIGITS * plane * kernels->code_bytes;
+  const at::Tensor digits = at::empty({few ? 0 : most * outlier_stride}, at::kByte);
+  std::vector<float> outlier_scale(few ? 0 : most), rows(threads * x.k), outliers((few ? most : threads) * count);
   const Tasks tasks(products, kernels->panel, 0);
   for (int64_t start = 0; start < x.m; start += PREFILL_ROWS) {
     const int64_t m = std::min(PREFILL_ROWS, x.m - start);
     constexpr int64_t BLOCK = 16;
+    std::atomic<bool> all_coarse{true};
     parallel((m + BLOCK - 1) / BLOCK, threads, [&](int64_t task, int thread) {
       float* row = rows.data() + thread * x.k;
       for (int64_t i = task * BLOCK; i < std::min(m, (task + 1) * BLOCK); ++i) {
+        float* outlier = outliers.data() + (few ? i : thread) * count;
         x.load(start + i, row);
         for (int64_t j = 0; j < count; ++j) {
-          outliers[i * count + j] = row[columns[j]];
+          outlier[j] = row[columns[j]];
           row[columns[j]] = 0;
+        }
+        if (!few) {
+          bool fine = x.dtype == Dtype::fp32;
+          outlier_scale[i] =
+              kernels->digitize(outlier, count, plane, digits.data_ptr<uint8_t>() + i * outlier_stride, &fine);
+          if (fine) all_coarse = false;
         }
         scales[i] = kernels->quantize(row, x.k, settings.symmetric, codes.data_ptr<uint8_t>() + i * stride);
       }
     });
-    const Prefill problem{codes.data_ptr(), scales.data(), m, columns.data(), outliers.data(), count};
+    const Prefill problem{codes.data_ptr(), scales.data(), m, columns.data(), count, outliers.data(),
+                          digits.data_ptr(), outlier_scale.data(), all_coarse ? COARSE_DIGITS : DIGITS};
     std::vector<Product> block = products;
     for (Product& product : block) {
       product.y.data = static_cast<char*>(product.y.data) +

@@ -12,11 +12,12 @@ void load_bias(const Weight& w, int64_t n0, int64_t count, float* out) {
 // Rows [m0, m0 + rows) times output features [n, n + features) of one weight: y[rows, PANEL].
 void prefill_panel(const Prefill& p, const Weight& w, int64_t m0, int64_t rows, int64_t n, int features, float* y) {
   const int64_t stride = code_stride(w.k);
+  const auto outliers = p.outlier_count <= FEW_OUTLIERS ? multiply_few_outliers : multiply_many_outliers;
+  outliers(p, w, m0, rows, n, features, y);
   int32_t* sums = scratch<int32_t>(2, rows * PANEL);
   int32_t column_sums[PANEL];
   multiply(static_cast<const Code*>(p.codes) + m0 * stride, stride, rows, w.codes + n * w.row_stride, w.row_stride,
            features, w.k, sums, column_sums);
-  multiply_outliers(p, w, m0, rows, n, features, y);
   float bias[PANEL] = {}, scale[PANEL] = {};
   load_bias(w, n, features, bias);
   std::memcpy(scale, w.scale + n, features * sizeof(float));

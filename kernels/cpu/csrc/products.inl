@@ -126,21 +126,55 @@ void float_tile(const float* x, int64_t stride, const float* panel, int64_t pane
   }
 }
 
-// sums[rows, PANEL] = x[rows, O] . codes of w in the outlier columns
-void multiply_outliers(const Prefill& p, const Weight& w, int64_t m0, int64_t rows, int64_t n0, int features, float* sums) {
-  float* panel = scratch<float>(1, BLOCK_OUTLIERS * PANEL);
-  std::memset(sums, 0, rows * PANEL * sizeof(float));
-  for (int64_t start = 0; start < p.outlier_count; start += BLOCK_OUTLIERS) {
-    const int64_t count = p.outlier_count - start < BLOCK_OUTLIERS ? p.outlier_count - start : BLOCK_OUTLIERS;
-    std::memset(panel, 0, count * PANEL * sizeof(float));
+// y[rows, PANEL] = x[rows, O] . codes of w in few outlier columns
+void multiply_few_outliers(const Prefill& p, const Weight& w, int64_t m0, int64_t rows, int64_t n0, int features,
+                           float* y) {
+  float panel[FEW_OUTLIERS * PANEL] = {};
+  std::memset(y, 0, rows * PANEL * sizeof(float));
+  for (int r = 0; r < features; ++r) {
+    const int8_t* row = w.codes + (n0 + r) * w.row_stride;
+    for (int64_t j = 0; j < p.outlier_count; ++j) panel[j * PANEL + r] = row[p.outlier_columns[j]];
+  }
+  const float* outliers = p.outliers + m0 * p.outlier_count;
+  for (int64_t i = 0; i < rows; i += Isa::TILE_ROWS) {
+    with_count<Isa::TILE_ROWS>(rows - i, [&]<int ROWS>() {
+      float_tile<ROWS>(outliers + i * p.outlier_count, p.outlier_count, panel, PANEL, p.outlier_count, y + i * PANEL);
+    });
+  }
+}
+
+// The same for any number of them, as digits.
+void multiply_many_outliers(const Prefill& p, const Weight& w, int64_t m0, int64_t rows, int64_t n0, int features,
+                            float* y) {
+  Packed* panel = scratch<Packed>(0, BLOCK_DEPTH * PANEL);
+  int8_t* gathered = scratch<int8_t>(1, PANEL * BLOCK_DEPTH);
+  const int64_t plane = code_stride(p.outlier_count), stride = DIGITS * plane;
+  const Code* digits = static_cast<const Code*>(p.outlier_digits) + m0 * stride;
+  for (int64_t start = 0; start < p.outlier_count; start += BLOCK_DEPTH) {
+    const int64_t depth = p.outlier_count - start < BLOCK_DEPTH ? p.outlier_count - start : BLOCK_DEPTH;
     for (int r = 0; r < features; ++r) {
       const int8_t* row = w.codes + (n0 + r) * w.row_stride;
-      for (int64_t j = 0; j < count; ++j) panel[j * PANEL + r] = row[p.outlier_columns[start + j]];
+      for (int64_t j = 0; j < depth; ++j) gathered[r * depth + j] = row[p.outlier_columns[start + j]];
     }
+    int32_t column_sums[PANEL] = {};
+    pack_panel(gathered, depth, features, depth, panel, column_sums, 0);
+    for (int j = 0; j < PANEL; ++j) column_sums[j] *= Isa::BIAS;
     for (int64_t i = 0; i < rows; i += Isa::TILE_ROWS) {
       with_count<Isa::TILE_ROWS>(rows - i, [&]<int ROWS>() {
-        float_tile<ROWS>(p.outliers + (m0 + i) * p.outlier_count + start, p.outlier_count, panel, PANEL, count,
-                         sums + i * PANEL);
+        float base = float(1 << (DIGIT_BITS * (DIGITS - 1)));  // of the highest digit
+        for (int d = 0; d < p.digit_count; ++d, base /= 1 << DIGIT_BITS) {
+          int32_t sums[ROWS * PANEL] = {};
+          tile<ROWS>(digits + i * stride + d * plane + start, stride, panel, depth, {gathered, 0}, sums);
+          for (int r = 0; r < ROWS; ++r) {
+            const float scale = p.outlier_scale[m0 + i + r] * base;
+            float* out = y + (i + r) * PANEL;
+            if (start == 0 && d == 0) {
+              for (int j = 0; j < PANEL; ++j) out[j] = float(sums[r * PANEL + j] - column_sums[j]) * scale;
+            } else {
+              for (int j = 0; j < PANEL; ++j) out[j] += float(sums[r * PANEL + j] - column_sums[j]) * scale;
+            }
+          }
+        }
       });
     }
   }

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from llmint8 import mapped_files
 from llmint8.checkpoint import FLOAT_DTYPES, SCALE_NAMES, CheckpointError, TensorInfo, check_scales, read_headers
-from llmint8.config import Int8Config
+from llmint8.config import Int8Config, matches
 from llmint8.integrations.transformers import tripwire
 from llmint8.integrations.transformers.conversions import (
     BITSANDBYTES_FORMAT,
@@ -28,7 +29,7 @@ from llmint8.integrations.transformers.fused import fuse, unfuse
 from llmint8.kernels.cpu import forward_pass
 from llmint8.nn import FloatLinear, Int8Linear
 from llmint8.ops import INPUT_DTYPES
-from llmint8.quantize import dequantize_, int8_class, int8_layers, layers_to_quantize, matches, replace_module
+from llmint8.quantize import dequantize_, int8_class, int8_layers, layers_to_quantize, replace_module
 
 
 class Int8HfQuantizer(HfQuantizer):
@@ -68,15 +69,17 @@ class Int8HfQuantizer(HfQuantizer):
         if self.pre_quantized and self._tensors:
             names = self._int8_layers_of_checkpoint(model)
         else:
-            names = self._layers_to_quantize(model)
+            names = dict.fromkeys(self._layers_to_quantize(model), "")
         if not names:
             raise ValueError(f"{type(model).__name__} has no nn.Linear to quantize")
-        for name in names:
+        for name, stem in names.items():
             layer = model.get_submodule(name)
             int8 = int8_class(layer)
             if int8 is None:
                 raise CheckpointError(f"{name} is int8 in the checkpoint, but a {type(layer).__name__} in the model")
-            made = int8.empty_like(layer, config)
+            made = int8.empty_like(layer, config.for_layer(name))
+            if (stored := self._tensors.get(f"{stem}.outlier_columns")) and made.outlier_columns is not None:
+                made.set_outlier_columns(torch.empty(stored.shape, dtype=torch.int64, device="meta"))
             for module in (made, made.weight, made.weight_scale):  # else transformers fills int8 with noise
                 module._is_hf_initialized = True  # type: ignore[union-attr]
             replace_module(model, name, made)
@@ -88,16 +91,16 @@ class Int8HfQuantizer(HfQuantizer):
             r"\.outlier_columns$",  # of a static checkpoint that is loaded in another mode
         }
 
-    def _int8_layers_of_checkpoint(self, model: PreTrainedModel) -> list[str]:
-        """The layers with a scale in the checkpoint, by their names in the model."""
+    def _int8_layers_of_checkpoint(self, model: PreTrainedModel) -> dict[str, str]:
+        """The layers with a scale in the checkpoint: their names in the model, and there."""
         check_scales(self._tensors)
         targets = _names_in_model(model, self._tensors)
-        names = []
+        names: dict[str, str] = {}
         for key in self._tensors:
             stem, _, leaf = key.rpartition(".")
             if leaf in SCALE_NAMES.values():
                 # A part that this class of model does not have has no target.
-                names += [target.removesuffix(".weight") for target in targets[f"{stem}.weight"]]
+                names |= {target.removesuffix(".weight"): stem for target in targets[f"{stem}.weight"]}
         return names
 
     def _layers_to_quantize(self, model: PreTrainedModel) -> list[str]:
@@ -168,7 +171,7 @@ class Int8HfQuantizer(HfQuantizer):
             if (int8 := int8_class(layer)) is not None and matches(name, config.include_modules):
                 if layer.weight.is_meta:
                     raise ValueError(f"the tied layer {name} cannot be quantized while it is offloaded")
-                replace_module(model, name, int8.from_float(layer, config))
+                replace_module(model, name, int8.from_float(layer, config.for_layer(name)))
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         # transformers turns config.dtype into a string when it saves
@@ -196,21 +199,12 @@ def attach(model: PreTrainedModel, quantizer: Int8HfQuantizer | None = None) -> 
         model: Quantized by `from_pretrained` or by `quantize_`.
         quantizer: The one that loaded it; a new one with the settings of the first layer if None.
     """
-    settings = list(dict.fromkeys(layer.int8_config for _, layer in int8_layers(model)))
     if quantizer is None:
-        quantizer = Int8HfQuantizer(settings[0], pre_quantized=True)
+        quantizer = Int8HfQuantizer(next(int8_layers(model))[1].int8_config, pre_quantized=True)
         model.hf_quantizer = quantizer
         model.is_quantized = True
         model.quantization_method = Int8Config.quant_method
-    if len(settings) == 1:  # they may have been changed since the model was loaded
-        runtime = {name: getattr(settings[0], name) for name in Int8Config.RUNTIME_SETTINGS}
-        quantizer.quantization_config = quantizer.quantization_config.replace(**runtime)
-    else:
-        warnings.warn(
-            f"the layers have {len(settings)} different settings; a checkpoint keeps only those of the model, "
-            f"mode={quantizer.quantization_config.mode!r}",
-            stacklevel=2,
-        )
+    quantizer.quantization_config = _with_settings_of_layers(quantizer.quantization_config, model)
     model.config.quantization_config = quantizer.quantization_config
     untie_int8_heads(model)
     bitsandbytes = quantizer.quantization_config.checkpoint_format == "bitsandbytes"
@@ -310,6 +304,16 @@ def _names_in_model(model: PreTrainedModel, tensors: Iterable[str]) -> dict[str,
             made = [name.replace(patterns[0], target) for target in patterns]
         names[key] = [name for name in made if name in expected]
     return names
+
+
+def _with_settings_of_layers(config: Int8Config, model: PreTrainedModel) -> Int8Config:
+    """The configuration that gives each layer the settings it has now, since they may be changed at any time."""
+    settings = {name: layer.int8_config.runtime_settings() for name, layer in int8_layers(model)}
+    if all(config.for_layer(name).runtime_settings() == own for name, own in settings.items()):
+        return config
+    of_most = dict(Counter(tuple(own.items()) for own in settings.values()).most_common(1)[0][0])
+    overrides = {name: own for name, own in settings.items() if own != of_most}
+    return config.replace(**of_most, overrides=overrides)
 
 
 def _reverses(conversion: Any, weights: Iterable[str]) -> bool:
