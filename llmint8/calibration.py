@@ -55,6 +55,8 @@ def calibrate(
     def observe(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, Int8Linear)
         rows = inputs[0].reshape(-1, layer.in_features)
+        if layer.column_scale is not None:
+            rows = rows * layer.column_scale
         if rows.shape[0] > 0:
             found = functional.outlier_scores(rows, bool(configs[layer].relative))
             scores[layer] = scores[layer] + found if layer in scores else found

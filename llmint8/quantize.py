@@ -149,7 +149,7 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 def _float_dtype(model: nn.Module) -> torch.dtype | None:
     """Dtype of what is not int8 in a model; None if there is nothing."""
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not name.endswith("weight_scale"):
+        if parameter.is_floating_point() and not name.endswith(("weight_scale", "column_scale")):
             return parameter.dtype
     return None
 

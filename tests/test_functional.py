@@ -172,3 +172,36 @@ def test_zero_point_halves_the_error_of_one_sided_inputs() -> None:
     exact = x @ F.dequantize(codes_w, scale_w).T
     error = [(F.mixed_linear(x, codes_w, scale_w, symmetric=s) - exact).abs().mean() for s in (True, False)]
     assert error[1] < 0.6 * error[0]
+
+
+def test_small_columns_of_a_weight_get_a_scale() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(700, 96, generator=generator)
+    assert F.column_scale(weight) is None
+    weight[:, 5] = 0
+    assert F.column_scale(weight) is None
+    weight[:, [7, 30]] /= torch.tensor([50.0, 1e6])
+    scale = F.column_scale(weight)
+    assert scale is not None
+    assert scale[7] == 2.0**-6
+    assert scale[30] == 2.0**-8
+    assert (scale == 1).sum() == 94
+    # What it is for: the columns get the accuracy of all others.
+    codes, step = F.quantize_rowwise(weight / scale)
+    error = (F.dequantize(codes, step) * scale - weight).square().mean(0).sqrt() / weight.square().mean(0).sqrt()
+    assert error[7] < 0.02
+    codes, step = F.quantize_rowwise(weight)
+    assert ((F.dequantize(codes, step) - weight)[:, 7].norm() / weight[:, 7].norm()) > 0.3
+
+
+def test_the_floor_of_a_budget() -> None:
+    x = torch.ones(4, 8)
+    x[1, [2, 5, 6]] = torch.tensor([9.0, -7.0, 8.0])
+    for budget, threshold, expected in (
+        (2, 0, [2, 6]),
+        (8, 7.5, [2, 6]),
+        (8, 7.0, [2, 5, 6]),
+        (1, 7.5, [2]),
+        (8, 10, []),
+    ):
+        assert F.select_outliers(x, None, "budget", threshold, budget, False).nonzero().flatten().tolist() == expected

@@ -76,7 +76,7 @@ def save_bitsandbytes(model: "PreTrainedModel", save_directory: str | os.PathLik
         **kwargs: As for `save_pretrained`.
 
     Raises:
-        ValueError: The model has no int8 layers.
+        ValueError: The model has no int8 layers, or one with a `column_scale`.
     """
     from llmint8.integrations.transformers.quantizer import attach
     from llmint8.quantize import int8_class, int8_layers
@@ -84,6 +84,11 @@ def save_bitsandbytes(model: "PreTrainedModel", save_directory: str | os.PathLik
     layers = dict(int8_layers(model))
     if not layers:
         raise ValueError(f"{type(model).__name__} has no int8 layers; load it with load_in_8bit=True first")
+    if scaled := [name for name, layer in layers.items() if layer.column_scale is not None]:
+        raise ValueError(
+            f"{scaled[0]} has a column_scale ({len(scaled)} layers do), which bitsandbytes does not know; load the "
+            "16-bit checkpoint with quantization_config=Int8Config(checkpoint_format='bitsandbytes')"
+        )
     attach(model, getattr(model, "hf_quantizer", None))
     quantizer, config = model.hf_quantizer, model.hf_quantizer.quantization_config
     # bitsandbytes decides by this list which layers are int8, with defaults of its own if it is empty.

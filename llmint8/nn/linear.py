@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from llmint8 import ops
+from llmint8 import functional, ops
 from llmint8.config import Int8Config
 
 
@@ -19,13 +19,16 @@ class Int8Linear(nn.Linear):
 
     Attributes:
         weight: int8 [out_features, in_features].
-        weight_scale: fp32 [out_features, 1]; the float weight is about `weight * weight_scale`.
+        weight_scale: fp32 [out_features, 1]; the float weight is about `weight * weight_scale`, times
+        column_scale: fp32 [in_features], where columns are too small for int8 otherwise (see
+            `functional.column_scale`); None in most layers.
         bias: Floating point [out_features], or None.
         outlier_columns: int64, the columns that calibration found, in mode `"static"`; or None.
         int8_config: The runtime settings; may be replaced at any time.
     """
 
     weight_scale: Parameter
+    column_scale: Parameter | None
     outlier_columns: Parameter | None
 
     def __init__(
@@ -60,6 +63,7 @@ class Int8Linear(nn.Linear):
             self.bias = Parameter(torch.zeros(out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
+        self.register_parameter("column_scale", None)
         self.register_parameter("outlier_columns", None)
         if self.int8_config.mode == "static":
             self.set_outlier_columns(torch.arange(self.int8_config.columns(in_features), device=device))
@@ -84,10 +88,11 @@ class Int8Linear(nn.Linear):
                 "mode='static' needs calibrated columns: quantize, then run llmint8.calibrate(model, batches)"
             )
         weight = cls._float_weight(layer)
-        codes, scale = ops.quantize_weight(weight.detach())
         result = cls.empty_like(layer, config)
+        codes, scale, column_scale = result.quantized(weight.detach())
         result.weight = Parameter(codes, requires_grad=False)
         result.weight_scale = Parameter(scale, requires_grad=False)
+        result.set_column_scale(column_scale)
         result.bias = layer.bias  # type: ignore[assignment]
         return result.train(layer.training)
 
@@ -102,6 +107,27 @@ class Int8Linear(nn.Linear):
         out_features, in_features = cls._float_weight(layer).shape
         has_bias = layer.bias is not None
         return cls(in_features, out_features, has_bias, "meta", layer.weight.dtype, config=config)  # type: ignore[arg-type]
+
+    def quantized(self, weight: Tensor, name: str = "the weight") -> tuple[Tensor, Tensor, Tensor | None]:
+        """Quantizes a weight as this layer wants it.
+
+        Args:
+            weight: Floating point [out_features, in_features].
+            name: For the message of an error.
+
+        Returns:
+            int8 codes, `weight_scale` and `column_scale`; bitsandbytes has none of the last.
+
+        Raises:
+            TypeError: The weight is not floating point.
+            ValueError: It is not a matrix, or has a NaN or Inf.
+        """
+        theirs = self.int8_config.checkpoint_format == "bitsandbytes"
+        has_values = weight.dim() == 2 and weight.numel() > 0 and not weight.is_meta
+        column_scale = functional.column_scale(weight) if has_values and not theirs else None
+        if column_scale is not None:
+            weight = weight / column_scale.to(weight.dtype)
+        return *ops.quantize_weight(weight, name), column_scale
 
     def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
         """Dequantizes into an `nn.Linear`.
@@ -118,7 +144,8 @@ class Int8Linear(nn.Linear):
 
     def dequantized_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Returns the weight as floating point [out_features, in_features]."""
-        return ops.dequantize_weight(self.weight, self.weight_scale, dtype)
+        weight = ops.dequantize_weight(self.weight, self.weight_scale, dtype)
+        return weight if self.column_scale is None else weight * self.column_scale.to(dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """Applies the layer.
@@ -135,7 +162,10 @@ class Int8Linear(nn.Linear):
             x = x.to(torch.get_autocast_dtype(device_type))
         tensors: dict[str, Any] = self._parameters  # attributes of a module are slow to find
         if "weight" not in tensors:  # a replica of nn.DataParallel
-            tensors = {name: getattr(self, name) for name in ("weight", "weight_scale", "bias", "outlier_columns")}
+            names = ("weight", "weight_scale", "bias", "column_scale", "outlier_columns")
+            tensors = {name: getattr(self, name) for name in names}
+        if (column_scale := tensors["column_scale"]) is not None:
+            x = x * column_scale.to(x.dtype)
         return ops.int8_linear(
             x,
             tensors["weight"],
@@ -160,6 +190,14 @@ class Int8Linear(nn.Linear):
             bool(config.relative),
             config.symmetric,
         )
+
+    def set_column_scale(self, scale: Tensor | None) -> None:
+        """Sets what columns of the input are multiplied by, or forgets it.
+
+        Args:
+            scale: fp32 [in_features], or None.
+        """
+        self.column_scale = None if scale is None else Parameter(scale, requires_grad=False)
 
     def set_outlier_columns(self, columns: Tensor | None) -> None:
         """Sets the columns of mode `"static"`, or forgets them.
@@ -197,7 +235,8 @@ class Int8Linear(nn.Linear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `.to(float16)`, `.half()` and their like must move the tensors and leave these dtypes alone.
-        kept = {name: getattr(self, name).data for name in ("weight", "weight_scale")}
+        tensors = {name: getattr(self, name) for name in ("weight", "weight_scale", "column_scale")}
+        kept = {name: tensor.data for name, tensor in tensors.items() if tensor is not None}
         super()._apply(fn, recurse)
         for name, tensor in kept.items():
             moved = getattr(self, name)
@@ -217,6 +256,10 @@ class Int8Linear(nn.Linear):
         elif scale is not None and scale.dtype != torch.float32:
             error_msgs.append(f"{prefix}weight_scale must be float32, got {scale.dtype}")
         else:
+            column_scale = state_dict.get(prefix + "column_scale")
+            self.set_column_scale(
+                None if column_scale is None else torch.empty_like(column_scale, device=self.weight.device)
+            )
             columns = state_dict.get(prefix + "outlier_columns")
             if columns is not None and self.outlier_columns is not None:  # calibration decides how many there are
                 self.set_outlier_columns(torch.empty_like(columns, device=self.outlier_columns.device))

@@ -278,7 +278,7 @@ def test_gradients_reach_what_comes_before(layer: Int8Linear, x: Tensor) -> None
 def test_a_replica_whose_tensors_are_attributes(layer: Int8Linear, x: Tensor) -> None:
     """As `nn.DataParallel` makes them."""
     replica = layer._replicate_for_data_parallel()
-    for name in ("weight", "weight_scale", "bias", "outlier_columns"):
+    for name in ("weight", "weight_scale", "bias", "column_scale", "outlier_columns"):
         setattr(replica, name, getattr(layer, name) if getattr(layer, name) is None else getattr(layer, name).data)
     assert torch.equal(replica(x), layer(x))
 
@@ -327,3 +327,47 @@ def test_settings_may_change_at_any_time(layer: Int8Linear, x: Tensor) -> None:
     assert "outliers=none" in repr(layer)
     layer.int8_config = Int8Config(threshold=6.0)
     assert "outliers=threshold 6" in repr(layer)
+
+
+@pytest.fixture
+def scaled() -> tuple[nn.Linear, Int8Linear]:
+    """A layer whose weight has two columns that int8 would lose, and its int8 form."""
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 48)
+    with torch.no_grad():
+        linear.weight[:, [3, 40]] /= 50
+    return linear, Int8Linear.from_float(linear, Int8Config(budget=4))
+
+
+def test_small_columns_keep_their_accuracy(scaled: tuple[nn.Linear, Int8Linear]) -> None:
+    linear, layer = scaled
+    x = torch.randn(30, 64)
+    x[:, [3, 40]] *= 50
+    expected = linear(x)
+    plain = Int8Linear.from_float(linear, Int8Config(budget=4, checkpoint_format="bitsandbytes"))
+    assert plain.column_scale is None
+    for rows in (30, 3):
+        error, without = ((made(x[:rows]) - expected[:rows]).norm() for made in (layer, plain))
+        assert error * 4 < without
+    back = layer.to_float()
+    assert ((back.weight - linear.weight).norm(dim=0) < 0.02 * linear.weight.norm(dim=0)).all()
+    torch.testing.assert_close(layer(x[:3]), back(x[:3]))
+    inputs = x.clone().requires_grad_()
+    layer(inputs).sum().backward()
+    torch.testing.assert_close(inputs.grad, back.weight.sum(0).expand_as(x))
+
+
+def test_the_column_scale_is_kept(scaled: tuple[nn.Linear, Int8Linear]) -> None:
+    _, layer = scaled
+    x = torch.randn(30, 64)
+    expected = layer(x)
+    assert layer.column_scale is not None
+    fresh = Int8Linear(64, 48, config=Int8Config(budget=4))
+    fresh.load_state_dict(layer.state_dict())
+    for other in (fresh, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(other(x), expected)
+    half = copy.deepcopy(layer).half()
+    assert half.column_scale.dtype == torch.float32
+    assert half(x.half()).dtype == torch.float16
+    fresh.load_state_dict(Int8Linear.from_float(nn.Linear(64, 48)).state_dict())
+    assert fresh.column_scale is None

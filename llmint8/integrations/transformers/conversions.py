@@ -8,7 +8,6 @@ from torch.nn import Parameter
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from llmint8 import ops
 from llmint8.nn import Int8Conv1D, Int8Linear
 
 
@@ -24,7 +23,7 @@ class QuantizeWeight(ConversionOps):
         self.problems = problems
 
     def convert(self, input_dict: dict[str, Any], *, model: Any = None, **kwargs: Any) -> dict[str, Tensor]:
-        """Returns `weight` and `weight_scale` of each int8 layer under their full names, anything else as it is."""
+        """Returns the tensors of each int8 layer under their full names, anything else as it is."""
         result: dict[str, Tensor] = {}
         for name, value in input_dict.items():
             layer, leaf = get_module_from_name(model, name)
@@ -40,14 +39,16 @@ class QuantizeWeight(ConversionOps):
         try:
             if weight.shape != layer.weight.shape:
                 raise ValueError(f"{name} should be {list(layer.weight.shape)}, got {list(weight.shape)}")
-            codes, scale = ops.quantize_weight(weight, name)
+            codes, scale, column_scale = layer.quantized(weight, name)
         except ValueError as error:  # kept until the whole model is read, for transformers would only log it
             self.problems.append(str(error))
             codes, scale = (torch.zeros_like(t, device="cpu") for t in (layer.weight, layer.weight_scale))
-        return {
-            name: Parameter(codes, requires_grad=False),
-            f"{name}_scale": Parameter(scale, requires_grad=False),
-        }
+            column_scale = None
+        tensors = {name: codes, f"{name}_scale": scale}
+        if column_scale is not None:
+            layer.set_column_scale(torch.empty_like(column_scale, device="meta"))  # a place for it
+            tensors[f"{name.removesuffix('weight')}column_scale"] = column_scale
+        return {name: Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
 
 
 class Identity(ConversionOps):

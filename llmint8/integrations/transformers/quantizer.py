@@ -80,6 +80,8 @@ class Int8HfQuantizer(HfQuantizer):
             made = int8.empty_like(layer, config.for_layer(name))
             if (stored := self._tensors.get(f"{stem}.outlier_columns")) and made.outlier_columns is not None:
                 made.set_outlier_columns(torch.empty(stored.shape, dtype=torch.int64, device="meta"))
+            if stored := self._tensors.get(f"{stem}.column_scale"):
+                made.set_column_scale(torch.empty(stored.shape, device="meta"))
             for module in (made, made.weight, made.weight_scale):  # else transformers fills int8 with noise
                 module._is_hf_initialized = True  # type: ignore[union-attr]
             replace_module(model, name, made)

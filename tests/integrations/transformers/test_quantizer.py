@@ -18,8 +18,9 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, T5For
 
 import llmint8
 from llmint8 import Int8Config, Int8Linear
+from llmint8.analysis import plant_outliers
 from llmint8.nn import Int8Conv1D
-from llmint8.quantize import int8_layers
+from llmint8.quantize import int8_layers, quantize_
 
 RunModel = Callable[[PreTrainedModel], Tensor]
 MakeCheckpoint = Callable[..., Path]
@@ -371,3 +372,35 @@ def test_experts_that_stay_float_are_announced(
     model.save_pretrained(tmp_path / "int8")
     with pytest.warns(UserWarning, match="fused expert"):
         assert torch.equal(run_model(llmint8.from_pretrained(tmp_path / "int8")), run_model(model))
+
+
+def test_planted_outliers_get_a_column_scale_on_every_way(
+    make_checkpoint: MakeCheckpoint, run_model: RunModel, run_unfused: RunModel, tmp_path: Path
+) -> None:
+    model = llmint8.from_pretrained(make_checkpoint(), load_in_8bit=False, dtype=torch.float32)
+    plant_outliers(model, columns=[1, 5], factor=(50.0, 50.0))
+    model.save_pretrained(tmp_path / "planted", max_shard_size="20KB")
+    loaded = llmint8.from_pretrained(tmp_path / "planted")
+    quantized = quantize_(model)
+    expected = run_model(quantized)
+    layers = dict(int8_layers(loaded))
+    assert layers["model.layers.1.mlp.up_proj"].column_scale[[1, 5]].tolist() == [2.0**-6] * 2
+    assert layers["model.layers.1.mlp.down_proj"].column_scale is None
+    assert torch.equal(run_model(loaded), expected)
+    torch.testing.assert_close(run_unfused(loaded), expected, rtol=0, atol=0.02 * expected.abs().max().item())
+    loaded.save_pretrained(tmp_path / "int8", max_shard_size="20KB")
+    again = llmint8.from_pretrained(tmp_path / "int8")
+    assert torch.equal(run_model(again), expected)
+    for source in ("planted", "int8"):
+        offloaded = llmint8.from_pretrained(
+            tmp_path / source, device_map={"": "disk"}, offload_folder=tmp_path / f"offload-{source}"
+        )
+        assert torch.equal(run_unfused(offloaded), run_unfused(again))
+    with pytest.raises(ValueError, match="has a column_scale .* which bitsandbytes does not know"):
+        llmint8.save_bitsandbytes(again, tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
+    theirs = llmint8.from_pretrained(
+        tmp_path / "planted", quantization_config=Int8Config(checkpoint_format="bitsandbytes")
+    )
+    assert all(layer.column_scale is None for _, layer in int8_layers(theirs))
+    theirs.save_pretrained(tmp_path / "theirs")

@@ -33,8 +33,13 @@ def only_int8(layers: Sequence[nn.Module]) -> bool:
     if type(first) is not Int8Linear:
         return False
     settings = first._settings
-    if any(type(layer) is not Int8Linear or layer._settings != settings for layer in layers):
-        return False
+    for layer in layers:
+        if (
+            type(layer) is not Int8Linear
+            or layer._settings != settings
+            or layer._parameters["column_scale"] is not None
+        ):
+            return False
     return not are_watched(layers)
 
 

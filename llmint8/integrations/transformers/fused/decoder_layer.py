@@ -103,7 +103,7 @@ def _parts(layer: Any, dtype: torch.dtype) -> tuple[Any, ...] | None:
     kind = rms_norm.kind(norms[0])
     if kind is None or any(rms_norm.kind(norm) != kind for norm in (norms[1], *head_norms)):
         return None
-    if any(type(linear) is not Int8Linear for linear in layers):
+    if any(type(linear) is not Int8Linear or linear._parameters["column_scale"] is not None for linear in layers):
         return None
     if any(norm._parameters["weight"].dtype != dtype for norm in (*norms, *head_norms)):
         return None
