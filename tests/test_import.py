@@ -43,6 +43,15 @@ def test_registers_whenever_transformers_is_imported() -> None:
     assert python(f"import transformers.modeling_utils, llmint8; {check}") == expected
 
 
+def test_settings_of_a_checkpoint_are_known_before_the_modelling_code_is_imported() -> None:
+    code = (
+        "import sys, llmint8; from transformers.quantizers.auto import AutoQuantizationConfig as a;"
+        "assert 'transformers.modeling_utils' not in sys.modules;"
+        "print(type(a.from_dict({'quant_method': 'llmint8', 'budget': 3})).__name__)"
+    )
+    assert python(code) == "Int8Config"
+
+
 def test_a_probe_or_an_interrupted_import_does_not_lose_the_registration() -> None:
     check = "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as m; print('llmint8' in m)"
     probe = "import importlib.util; importlib.util.find_spec('transformers.modeling_utils')"

@@ -6,22 +6,33 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# Every model is loaded through this module; importing it takes a second, so we wait until somebody does.
-_MODULE = "transformers.modeling_utils"
-
 
 def register() -> None:
     """Makes `from_pretrained` know `Int8Config`, at once or as soon as transformers' modelling code is imported."""
-    if _MODULE in sys.modules:
-        _register_now()
-    else:
-        sys.meta_path.insert(0, _AfterImport(_MODULE, _register_now))
+    # Every model is loaded through the first module; importing it takes a second, so we wait until somebody does. Some
+    # programs, lm-eval among them, read the settings of a checkpoint before they import it.
+    for module, function in (
+        ("transformers.modeling_utils", _register_now),
+        ("transformers.quantizers.auto", _register_config),
+    ):
+        if module in sys.modules:
+            function()
+        else:
+            sys.meta_path.insert(0, _AfterImport(module, function))
+
+
+def _register_config() -> None:
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    from llmint8.config import Int8Config
+
+    AUTO_QUANTIZATION_CONFIG_MAPPING[Int8Config.quant_method] = Int8Config
 
 
 def _register_now() -> None:
     from transformers.generation import GenerationMixin
     from transformers.modeling_utils import AttentionInterface, PreTrainedModel
-    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
     from llmint8.config import Int8Config
     from llmint8.integrations.transformers.attention import faster
@@ -31,7 +42,6 @@ def _register_now() -> None:
     from llmint8.integrations.transformers.saving import make_saving_atomic
     from llmint8.quantize import after_dequantize, after_quantize, default_skips
 
-    AUTO_QUANTIZATION_CONFIG_MAPPING[Int8Config.quant_method] = Int8Config
     AUTO_QUANTIZER_MAPPING[Int8Config.quant_method] = Int8HfQuantizer
     if layers_kept_in_16_bit not in default_skips:
         default_skips.append(layers_kept_in_16_bit)
