@@ -24,17 +24,20 @@ def calibrate(
 ) -> ModuleT:
     """Sets the model to mode `"static"`, with the columns that score highest on sample inputs.
 
-    Outlier features stay in the same columns whatever the text (section 4.1 of the paper), which is why columns found
-    on a few thousand tokens serve for others. A column's score is the mean of its scores in the batches.
+    Outlier features of the hidden states stay in the same columns whatever the text (section 4.1 of the paper), which
+    is why columns found on a few thousand tokens serve for others. Those of down projections move with the text, so
+    calibrate on a mixture of what the model will read; benchmarks/README.md has figures. A column's score is the mean
+    of its scores in the batches.
 
     Args:
         model: A model with int8 layers, in any mode; changed in place. `save_pretrained` keeps the columns.
         batches: Inputs of the model: a mapping is passed as keywords, a tuple or list as arguments, anything else as
             the only argument.
         budget: Largest number of columns of a layer (an int), or largest share (a float). That of each layer's
-            settings if None, as with the next two.
-        threshold: Smallest score of an outlier column.
-        relative: Scores a feature relative to the root mean square of its row (token).
+            settings if None.
+        threshold: Smallest score of an outlier column; that of `Int8Config(mode="static")` if None.
+        relative: Scores a feature relative to the root mean square of its row (token). As each layer's settings have
+            it if None.
 
     Returns:
         The same model.
@@ -82,9 +85,10 @@ def calibrate(
 
 
 def _static(config: Int8Config, given: dict[str, Any]) -> Int8Config:
-    """The settings of a layer in mode static: those given, or those it has if it has a budget, or the default ones."""
-    if config.mode in ("budget", "static"):
-        given = {name: getattr(config, name) if value is None else value for name, value in given.items()}
+    """The settings of a layer in mode static."""
+    for name in ("budget", "relative"):
+        if given[name] is None and config.mode in ("budget", "static"):
+            given = {**given, name: getattr(config, name)}
     return config.replace(mode="static", **given)
 
 

@@ -18,6 +18,8 @@ PAPER_THRESHOLD = 6.0  # section 3.2 of the paper
 # Measured on several architectures: benchmarks/README.md.
 DEFAULT_BUDGET = 1 / 8
 DEFAULT_RELATIVE_THRESHOLD = 5.0
+# Lower, for a column that comes close in one text is often an outlier in another.
+DEFAULT_STATIC_THRESHOLD = 3.5
 _LARGEST = 1 << 62  # what an operator can take
 
 
@@ -35,8 +37,8 @@ class Int8Config:
             run time. `"none"`: no column, plain vector-wise int8. Default: `"threshold"` if that is given alone, else
             `"budget"`. Runtime, but only a calibrated checkpoint can be static.
         threshold: Smallest score of an outlier column. Default in mode `"threshold"`: 6.0, the paper's, which is a
-            magnitude (`relative=False`); else 5.0 if `relative`, or 0, which lets the budget alone decide. Runtime,
-            but in mode `"static"` only a record of the calibration.
+            magnitude (`relative=False`); else, if `relative`, 5.0 (3.5 in mode `"static"`), or 0, which lets the
+            budget alone decide. Runtime, but in mode `"static"` only a record of the calibration.
         budget: Largest number of outlier columns, only in modes `"budget"` and `"static"`: an int, or a float below
             1, a share of the layer's columns. Default 1/8. Runtime, with the same exception.
         relative: Scores a feature by its magnitude over the root mean square of its row (token), which does not
@@ -90,7 +92,8 @@ class Int8Config:
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if has_budget:
             self._fill("budget", DEFAULT_BUDGET)
-            self._fill("threshold", DEFAULT_RELATIVE_THRESHOLD if self.relative else 0.0)
+            relative = DEFAULT_STATIC_THRESHOLD if self.mode == "static" else DEFAULT_RELATIVE_THRESHOLD
+            self._fill("threshold", relative if self.relative else 0.0)
             object.__setattr__(self, "budget", _checked_budget(self.budget))
         self._fill("threshold", PAPER_THRESHOLD if self.mode == "threshold" else None)
         if self.threshold is not None:

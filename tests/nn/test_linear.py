@@ -371,3 +371,28 @@ def test_the_column_scale_is_kept(scaled: tuple[nn.Linear, Int8Linear]) -> None:
     assert half(x.half()).dtype == torch.float16
     fresh.load_state_dict(Int8Linear.from_float(nn.Linear(64, 48)).state_dict())
     assert fresh.column_scale is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("columns", [3, 50])
+def test_a_row_does_not_depend_on_its_neighbours_without_a_search(columns: int, dtype: torch.dtype) -> None:
+    """In the modes static and none, and in decode, bit for bit; a search looks at all rows."""
+    generator = torch.Generator().manual_seed(columns)
+    layer = Int8Linear.from_float(nn.Linear(300, 70, dtype=dtype))
+    layer.set_outlier_columns(torch.randperm(300, generator=generator)[:columns])
+    x = torch.randn(40, 300, generator=generator).to(dtype)
+    others = [torch.randn(count, 300, generator=generator) for count in (40, 200, 3)]
+    others[1][:, 5] *= 300  # a row that needs more digits than the rest
+    others[1][:, layer.outlier_columns[0]] *= 3000
+
+    def depends(config: Int8Config, rows: int) -> bool:
+        layer.int8_config = config
+        alone = layer(x[:rows])
+        batches = [torch.cat([x[:rows], other.to(dtype)]) for other in others if (rows > 8) or len(other) + rows <= 8]
+        return not all(torch.equal(layer(batch)[:rows], alone) for batch in batches)
+
+    for config in (Int8Config(mode="static"), Int8Config(mode="static", symmetric=True), Int8Config(mode="none")):
+        assert not depends(config, 40)
+    assert not any(depends(config, 4) for config in (Int8Config(), Int8Config(threshold=6.0)))
+    assert depends(Int8Config(), 40)
+    assert depends(Int8Config(threshold=6.0), 40)
