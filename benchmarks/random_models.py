@@ -35,6 +35,9 @@ CLASSES = {
 }
 SCHEMES = {
     "default": Int8Config(),
+    "budget 1/16": Int8Config(budget=1 / 16),
+    "budget 1/4": Int8Config(budget=1 / 4),
+    "budget 32": Int8Config(budget=32, threshold=0.0),
     "threshold 6.0 (paper)": Int8Config(threshold=6.0, symmetric=True),
     "weights only": Int8Config(budget=1 << 20, threshold=0.0),  # every column in floating point
 }

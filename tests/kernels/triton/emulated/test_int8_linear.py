@@ -19,7 +19,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 COLUMNS = torch.tensor([3, 9, 3])
 MODES = {
     "threshold": ("threshold", 6.0, 0, False),
-    "budget": ("budget", 0.0, 5, True),
+    "budget": ("budget", 3.5, 5, True),
     "static": ("static", 0.0, 2, False),
     "none": ("none", 0.0, 0, False),
 }

@@ -129,6 +129,17 @@ def test_of_equal_scores_the_first_columns_count() -> None:
     assert everything.columns.tolist() == list(range(20))
 
 
+@pytest.mark.parametrize("largest_row", [16384, 64], ids="rows of {}".format)
+def test_the_floor_of_a_budget(largest_row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "LARGEST_ROW", largest_row)
+    x = torch.ones(9, 100)
+    x[3, [7, 70, 99]] = torch.tensor([9.0, -7.0, 8.0])
+    for budget, threshold in ((2, 0.0), (2, 7.0), (8, 7.0), (8, 100.0), (100, 8.0)):
+        rows = quantize_rows.quantize_rows(x, None, "budget", threshold, budget, False, False)
+        expected = functional.select_outliers(x, None, "budget", threshold, budget, False).nonzero().flatten()
+        assert rows.columns[: rows.n_columns].tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_codes_are_those_of_functional(dtype: torch.dtype, symmetric: bool) -> None:
