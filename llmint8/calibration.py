@@ -44,13 +44,15 @@ def calibrate(
 
     Raises:
         TypeError: A setting has the wrong type.
-        ValueError: A setting is out of range, the model has no int8 layers, there are no batches, or a layer saw no
-            input.
+        ValueError: A setting is out of range, the model has no int8 layers or one that is offloaded, there are no
+            batches, or a layer saw no input.
     """
     given = {"budget": budget, "threshold": threshold, "relative": relative}
     layers = dict(int8_layers(model))
     if not layers:
         raise ValueError(f"{type(model).__name__} has no int8 layers; quantize it first")
+    if offloaded := [name for name, layer in layers.items() if layer.weight.is_meta]:
+        raise ValueError(f"{offloaded[0]} has no weight in memory; load the model without offloading to calibrate it")
     configs = {layer: _static(layer.int8_config, given) for layer in layers.values()}
     scores: dict[Int8Linear, Tensor] = {}  # summed: a rare spike in one batch must not displace a steady outlier
     seen: Counter[Int8Linear] = Counter()

@@ -96,6 +96,14 @@ def check_scales(tensors: Mapping[str, TensorInfo]) -> None:
         stem, _, leaf = name.rpartition(".")
         if leaf in SCALE_NAMES.values() and f"{stem}.weight" not in tensors:
             raise CheckpointError(f"{weight.file}: {stem}.weight is missing, though its scale {name} is there")
+        if leaf == "column_scale":
+            columns = weight.shape[0] if len(weight.shape) == 1 else 0
+            int8 = tensors.get(f"{stem}.weight")
+            width = 0 if int8 is None else int8.shape[1] if len(int8.shape) == 2 else columns
+            if weight.dtype != "F32" or columns == 0 or columns != width:
+                raise CheckpointError(
+                    f"{weight.file}: {name} is {weight.dtype} {list(weight.shape)}, which does not fit {stem}.weight"
+                )
         if leaf != "weight" or weight.dtype != "I8":
             continue
         found = [n for n in (f"{stem}.{suffix}" for suffix in SCALE_NAMES.values()) if n in tensors]

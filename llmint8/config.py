@@ -3,7 +3,6 @@
 import dataclasses
 import fnmatch
 import json
-import math
 import numbers
 import re
 from collections.abc import Iterable, Mapping
@@ -46,8 +45,9 @@ class Int8Config:
             budget, else False. Runtime.
         symmetric: Quantizes activations by absmax; otherwise with a zero point over the full range. Runtime.
         overrides: Runtime settings of some layers, by patterns as in `skip_modules`: `{"mlp.down_proj": {"budget":
-            0.25}, "model.layers.0": {"threshold": 3.0}}`. Of several patterns that fit a layer all count, one after
-            the other. Given as a mapping (in JSON a list of pairs), kept as tuples. Runtime.
+            0.25}, "model.layers.0": {"mode": "budget", "threshold": 3.0}}`, with the effect of `replace`: a threshold
+            alone is the mode of that name. Of several patterns that fit a layer all count, one after the other. Given
+            as a mapping (in JSON a list of pairs), kept as tuples. Runtime.
         skip_modules: Modules to keep in 16 bit besides the default ones: full names, trailing or leading parts of
             names (`"lm_head"`, `"mlp.down_proj"`, `"model.layers.0"`), or shell patterns of full names
             (`"model.layers.[0-3].*"`).
@@ -160,7 +160,7 @@ class Int8Config:
             in_features: K.
         """
         if isinstance(self.budget, float):
-            return math.ceil(self.budget * in_features)
+            return max(int(self.budget > 0), int(self.budget * in_features))
         return min(self.budget or 0, in_features)
 
     def _with_settings(self, settings: dict[str, Any]) -> Self:
@@ -191,7 +191,9 @@ class Int8Config:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(settings) - known):
             raise ValueError(f"unknown settings {unknown} (of a newer llmint8?); known are {sorted(known)}")
-        config = cls(**settings, **changes)
+        if settings.get("mode") == "budget" and settings.get("threshold", 0.0) is None:
+            settings["threshold"] = 0.0  # as it was before there was a floor
+        config = cls(**{**settings, **changes})
         return (config, {}) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:
@@ -258,7 +260,8 @@ def _frozen_overrides(value: object) -> Overrides:
         _module_names("overrides", [pattern])
         if not isinstance(settings, Mapping | tuple):
             raise TypeError(f"overrides[{pattern!r}] must map settings to values, got {settings!r}")
-        frozen.append((pattern, tuple(sorted(dict(settings).items()))))
+        plain = {name: value.item() if hasattr(value, "item") else value for name, value in dict(settings).items()}
+        frozen.append((pattern, tuple(sorted(plain.items()))))
     return tuple(frozen)
 
 

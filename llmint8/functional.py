@@ -126,8 +126,14 @@ def column_scale(weight: Tensor) -> Tensor | None:
     small = (size > 0) & (size < typical / _SMALL_COLUMN)
     if not bool(small.any()):
         return None
-    exponent = torch.log2(size / typical).round().clamp(min=-_MAX_EXPONENT)
-    return torch.where(small, torch.exp2(exponent), 1.0)
+    # No element may outgrow its row, of all rows: a few large ones may lie between those looked at.
+    largest = weight.abs().amax(dim=1, keepdim=True).float()
+    shares = weight[:, small].abs().float() / torch.where(largest == 0, 1.0, largest)
+    least = torch.log2(shares.amax(dim=0)).ceil()
+    exponent = torch.log2(size[small] / typical).round().clamp(min=-_MAX_EXPONENT)
+    scale = torch.ones_like(size)
+    scale[small] = torch.exp2(torch.maximum(exponent, least))
+    return scale if bool((scale < 1).any()) else None
 
 
 def outlier_scores(x: Tensor, relative: bool = False) -> Tensor:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SETTINGS = (*Int8Config.RUNTIME_SETTINGS, "overrides", "skip_modules", "include_modules")
+_OUTLIER_SETTINGS = ("mode", "threshold", "budget", "relative")
 # What `AutoConfig.from_pretrained` needs to find the same files as the model will.
 _HUB_KEYWORDS = (
     "cache_dir",
@@ -170,7 +171,11 @@ def _merged(stored: Int8Config, config: Any, settings: dict[str, Any]) -> Int8Co
             raise ValueError(f"{name}={requested[name]!r} cannot be changed: the checkpoint is already int8")
     runtime = {name: requested[name] for name in Int8Config.RUNTIME_SETTINGS if name in requested}
     # What is asked for is meant for every layer, also for those with stored settings of their own.
-    overrides = requested.get("overrides", () if runtime else stored.overrides)
+    replaced = set(runtime)
+    if replaced & set(_OUTLIER_SETTINGS):  # they depend on each other
+        replaced |= set(_OUTLIER_SETTINGS)
+    left = [(pattern, {n: v for n, v in own if n not in replaced}) for pattern, own in stored.overrides]
+    overrides = requested.get("overrides", [pair for pair in left if pair[1]])
     return stored.replace(**runtime, overrides=overrides)
 
 

@@ -120,7 +120,7 @@ def layers_to_quantize(model: nn.Module, config: Int8Config) -> list[str]:
         config: Settings.
 
     Raises:
-        ValueError: A name in `include_modules` or `overrides` fits no linear layer.
+        ValueError: A name in `include_modules` or `overrides` fits no linear layer, or a mode is static.
     """
     candidates = [n for n, m in model.named_modules(remove_duplicate=False) if int8_class(m) is not None]
     for setting, patterns in (("include_modules", config.include_modules), ("overrides", dict(config.overrides))):
@@ -128,11 +128,17 @@ def layers_to_quantize(model: nn.Module, config: Int8Config) -> list[str]:
             if not any(matches(name, [pattern]) for name in candidates):
                 raise ValueError(f"{setting} names {pattern!r}, but no linear layer has that name")
     skips = _tied_layers(model).union(*(function(model) for function in default_skips))
-    return [
+    names = [
         name
         for name in candidates
         if not matches(name, config.skip_modules) and (name not in skips or matches(name, config.include_modules))
     ]
+    if static := [name for name in names if config.for_layer(name).mode == "static"]:
+        raise ValueError(
+            f"mode='static' of {static[0]} needs calibrated columns: quantize in another mode, then run "
+            "llmint8.calibrate(model, batches)"
+        )
+    return names
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

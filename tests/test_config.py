@@ -16,11 +16,12 @@ def test_default_is_a_relative_budget() -> None:
     assert (config.mode, config.budget, config.relative, config.symmetric) == ("budget", 1 / 8, True, False)
     assert config.threshold == 5.0
     assert Int8Config(mode="budget", relative=False).threshold == 0
+    assert Int8Config.from_dict({"mode": "budget", "budget": 32, "threshold": None}).threshold == 0
 
 
 def test_a_budget_is_a_number_or_a_share_of_the_columns() -> None:
     assert [Int8Config(budget=32).columns(k) for k in (8, 64)] == [8, 32]
-    assert [Int8Config(budget=0.1).columns(k) for k in (8, 64)] == [1, 7]
+    assert [Int8Config(budget=0.1).columns(k) for k in (8, 64)] == [1, 6]
     assert Int8Config(threshold=6.0).columns(64) == 0
 
 
@@ -141,3 +142,4 @@ def test_numbers_of_numpy() -> None:
     config = Int8Config(threshold=np.float32(3.0))
     assert type(config.threshold) is float
     assert type(Int8Config(budget=np.int64(8)).budget) is int
+    json.dumps(Int8Config(overrides={"a": {"budget": np.int64(8)}}).to_dict())

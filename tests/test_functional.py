@@ -183,15 +183,21 @@ def test_small_columns_of_a_weight_get_a_scale() -> None:
     weight[:, [7, 30]] /= torch.tensor([50.0, 1e6])
     scale = F.column_scale(weight)
     assert scale is not None
-    assert scale[7] == 2.0**-6
+    assert 2.0**-6 <= scale[7] <= 2.0**-4
     assert scale[30] == 2.0**-8
     assert (scale == 1).sum() == 94
+    # No element outgrows its row, seen among the rows that are looked at or not.
+    assert ((weight / scale).abs().amax(1) == weight.abs().amax(1)).all()
     # What it is for: the columns get the accuracy of all others.
     codes, step = F.quantize_rowwise(weight / scale)
     error = (F.dequantize(codes, step) * scale - weight).square().mean(0).sqrt() / weight.square().mean(0).sqrt()
-    assert error[7] < 0.02
+    assert error[7] < 0.05
     codes, step = F.quantize_rowwise(weight)
     assert ((F.dequantize(codes, step) - weight)[:, 7].norm() / weight[:, 7].norm()) > 0.3
+    weight[401, 7] = 3  # large in a row that is not among those looked at
+    scale = F.column_scale(weight)
+    assert scale is not None
+    assert scale[7] == 1
 
 
 def test_the_floor_of_a_budget() -> None:

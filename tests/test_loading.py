@@ -240,6 +240,9 @@ def test_settings_changed_after_loading_are_saved(make_checkpoint: MakeCheckpoin
     # What is asked for when it is loaded is meant for every layer.
     everywhere = from_pretrained(tmp_path / "different", budget=5)
     assert {layer.int8_config.budget for _, layer in int8_layers(everywhere)} == {5}
+    symmetric = from_pretrained(tmp_path / "different", symmetric=True)
+    assert {layer.int8_config.symmetric for _, layer in int8_layers(symmetric)} == {True}
+    assert next(int8_layers(symmetric))[1].int8_config.budget == 3
 
 
 def test_overrides_by_pattern(make_checkpoint: MakeCheckpoint, run_model: RunModel, tmp_path: Path) -> None:
@@ -259,5 +262,24 @@ def test_overrides_by_pattern(make_checkpoint: MakeCheckpoint, run_model: RunMod
     assert torch.equal(run_model(again), run_model(model))
     with pytest.raises(ValueError, match="overrides names 'mlp.experts', but no linear layer has that name"):
         from_pretrained(make_checkpoint(), overrides={"mlp.experts": {"budget": 7}})
-    quantized = quantize_(from_pretrained(make_checkpoint(), load_in_8bit=False), Int8Config(overrides=overrides))
+    static = {"up_proj": {"mode": "static"}}
+    floats = from_pretrained(make_checkpoint(), load_in_8bit=False)
+    with pytest.raises(ValueError, match="mode='static' of model.layers.0.mlp.up_proj"):
+        from_pretrained(make_checkpoint(), overrides=static)
+    with pytest.raises(ValueError, match="mode='static' of model.layers.0.mlp.up_proj"):
+        quantize_(floats, Int8Config(overrides=static))
+    assert not any(int8_layers(floats))
+    quantized = quantize_(floats, Int8Config(overrides=overrides))
     assert quantized.model.layers[1].mlp.down_proj.int8_config.budget == 7
+
+
+def test_settings_of_a_layer_whose_name_ends_another() -> None:
+    from llmint8.integrations.transformers.quantizer import _with_settings_of_layers
+
+    model = torch.nn.ModuleDict(
+        {"layer": torch.nn.Linear(8, 8), "tower": torch.nn.ModuleDict({"layer": torch.nn.Linear(8, 8)})}
+    )
+    quantize_(model)
+    model["layer"].int8_config = Int8Config(budget=7)
+    config = _with_settings_of_layers(Int8Config(), model)
+    assert config.for_layer("layer").budget + config.for_layer("tower.layer").budget == 7 + 1 / 8

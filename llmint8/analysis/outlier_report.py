@@ -171,7 +171,8 @@ def outlier_report(
 
     Args:
         model: A model with `nn.Linear` (or GPT-2's `Conv1D`) layers, float or int8, ours or bitsandbytes'. Experts
-            that are fused into one parameter are not seen.
+            that are fused into one parameter are not seen. What is reported is the input of a layer, before the
+            `column_scale` that an int8 one may have.
         batches: Inputs of the model: a mapping is passed as keywords, a tuple or list as arguments, anything else as
             the only argument. Positions where the `attention_mask` of a mapping, [batch, tokens], is 0 do not count.
         threshold: Smallest magnitude of an outlier. A NaN or Inf is none.

@@ -60,7 +60,8 @@ def config_to_bitsandbytes(config: Int8Config) -> dict[str, Any]:
         "llm_int8_enable_fp32_cpu_offload": False,
         "llm_int8_has_fp16_weight": False,
     }
-    ours = {**config.runtime_settings(), "overrides": config.to_dict()["overrides"]}
+    overrides = [pair for pair in config.to_dict()["overrides"] if pair[1].get("mode") != "static"]
+    ours = {**config.runtime_settings(), "overrides": overrides}
     restored = config_from_bitsandbytes(entry)
     if config.mode != "static" and restored.replace(**ours) != restored:  # static columns are not written
         entry[OUR_SETTINGS] = ours

@@ -255,11 +255,16 @@ class Int8Linear(nn.Linear):
             error_msgs.append(f"{prefix}weight is int8 but has no {prefix}weight_scale")
         elif scale is not None and scale.dtype != torch.float32:
             error_msgs.append(f"{prefix}weight_scale must be float32, got {scale.dtype}")
+        elif (wrong := state_dict.get(prefix + "column_scale")) is not None and (
+            wrong.dtype != torch.float32 or wrong.shape != (self.in_features,)
+        ):
+            expected = f"float32 [{self.in_features}]"
+            error_msgs.append(f"{prefix}column_scale must be {expected}, got {wrong.dtype} {list(wrong.shape)}")
         else:
             column_scale = state_dict.get(prefix + "column_scale")
-            self.set_column_scale(
-                None if column_scale is None else torch.empty_like(column_scale, device=self.weight.device)
-            )
+            if weight is not None:  # a new one brings its own scales
+                found = None if column_scale is None else torch.empty_like(column_scale, device=self.weight.device)
+                self.set_column_scale(found)
             columns = state_dict.get(prefix + "outlier_columns")
             if columns is not None and self.outlier_columns is not None:  # calibration decides how many there are
                 self.set_outlier_columns(torch.empty_like(columns, device=self.outlier_columns.device))

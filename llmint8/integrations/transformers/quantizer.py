@@ -59,10 +59,6 @@ class Int8HfQuantizer(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         config = self.quantization_config
-        if config.mode == "static" and not self.pre_quantized:
-            raise ValueError(
-                "mode='static' needs calibrated columns: load in 8 bit, then run llmint8.calibrate(model, batches)"
-            )
         self._tensors = read_headers(checkpoint_files or ())
         self._files = () if self.pre_quantized else tuple(checkpoint_files or ())
         self._mapped_before = mapped_files.mappings(self._files)
@@ -314,8 +310,14 @@ def _with_settings_of_layers(config: Int8Config, model: PreTrainedModel) -> Int8
     if all(config.for_layer(name).runtime_settings() == own for name, own in settings.items()):
         return config
     of_most = dict(Counter(tuple(own.items()) for own in settings.values()).most_common(1)[0][0])
-    overrides = {name: own for name, own in settings.items() if own != of_most}
+    overrides = {_only_for(name, settings): own for name, own in settings.items() if own != of_most}
     return config.replace(**of_most, overrides=overrides)
+
+
+def _only_for(name: str, names: Iterable[str]) -> str:
+    """A pattern for one layer alone: its name, or a shell pattern if that is also the end of another name."""
+    ends = any(matches(other, [name]) for other in names if other != name)
+    return f"[{name[0]}]{name[1:]}" if ends else name
 
 
 def _reverses(conversion: Any, weights: Iterable[str]) -> bool:

@@ -34,13 +34,15 @@ def only_int8(layers: Sequence[nn.Module]) -> bool:
         return False
     settings = first._settings
     for layer in layers:
-        if (
-            type(layer) is not Int8Linear
-            or layer._settings != settings
-            or layer._parameters["column_scale"] is not None
-        ):
+        if type(layer) is not Int8Linear or layer._settings != settings or not reads_input_as_it_is(layer):
             return False
     return not are_watched(layers)
+
+
+def reads_input_as_it_is(layer: Int8Linear) -> bool:
+    """Whether a layer has its parameters, which a replica of nn.DataParallel has not, and no `column_scale`."""
+    parameters = layer._parameters
+    return "weight" in parameters and parameters["column_scale"] is None
 
 
 def are_watched(modules: Iterable[nn.Module]) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from llmint8 import fused_ops
 from llmint8.integrations.transformers.attention import asks_for_more, is_faster
 from llmint8.integrations.transformers.fused import gated_mlp, growing_cache, rms_norm
-from llmint8.integrations.transformers.fused.conditions import are_watched, is_fused, runs_fused
+from llmint8.integrations.transformers.fused.conditions import are_watched, is_fused, reads_input_as_it_is, runs_fused
 from llmint8.integrations.transformers.fused.same_code import is_known
 from llmint8.nn import Int8Linear
 
@@ -103,7 +103,7 @@ def _parts(layer: Any, dtype: torch.dtype) -> tuple[Any, ...] | None:
     kind = rms_norm.kind(norms[0])
     if kind is None or any(rms_norm.kind(norm) != kind for norm in (norms[1], *head_norms)):
         return None
-    if any(type(linear) is not Int8Linear or linear._parameters["column_scale"] is not None for linear in layers):
+    if not all(type(linear) is Int8Linear and reads_input_as_it_is(linear) for linear in layers):
         return None
     if any(norm._parameters["weight"].dtype != dtype for norm in (*norms, *head_norms)):
         return None
