@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import torch
 import transformers
 import typer
+from harness.results import Cell, Cells, Run, show
+from harness.text import tokens_of
 from rich.progress import track
-from table import Row, append, show
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from llmint8 import Int8Config, calibrate, from_pretrained
 from llmint8.default_model import default_model
@@ -35,6 +36,7 @@ SCHEMES = {
     "threshold 6 x rms, asymmetric": Int8Config(threshold=6.0, relative=True),
     "weights only (decode regime)": Int8Config(budget=1 << 20, threshold=0.0),  # every column in floating point
 }
+REFERENCE = "reference"  # the text by default
 CALIBRATION_TOKENS = 2048  # those that follow the evaluated ones
 
 
@@ -53,21 +55,7 @@ class Sums:
         self.agreement += int((log_probs.argmax(-1) == reference.argmax(-1)).sum())
 
 
-def tokens_of(path: Path, text: Path | None, count: int) -> Tensor:
-    """Returns the first tokens of a text file, or of Python's language reference: int64 [count]."""
-    if text is None:
-        from pydoc_data.topics import topics
-
-        content = "\n".join(topics[name] for name in sorted(topics))
-    else:
-        content = text.read_text(encoding="utf-8")
-    tokens = AutoTokenizer.from_pretrained(path)(content, return_tensors="pt")["input_ids"][0]
-    if len(tokens) < count:
-        raise typer.BadParameter(f"the text has {len(tokens)} tokens, {count} are asked for")
-    return tokens[:count]
-
-
-def measure(path: Path, tokens: Tensor, calibration: Tensor, window: int, peer: bool) -> list[Row]:
+def measure(path: Path, tokens: Tensor, calibration: Tensor, window: int, peer: bool) -> list[Cells]:
     """Runs every scheme on the same windows of a text.
 
     Args:
@@ -102,9 +90,9 @@ def measure(path: Path, tokens: Tensor, calibration: Tensor, window: int, peer: 
     return [
         {
             "scheme": name,
-            "perplexity": f"{math.exp(total.loss / count):.3f}",
-            "KL to fp32": f"{total.divergence / count:.5f}",
-            "top-1 agreement": f"{total.agreement / count:.2%}",
+            "perplexity": Cell(math.exp(total.loss / count), 3),
+            "KL to fp32": Cell(total.divergence / count, 5),
+            "top-1 agreement": Cell(total.agreement / count, 1, "%"),
         }
         for name, total in sums.items()
     ]
@@ -126,11 +114,18 @@ def main(
     """Measures accuracy in the prefill regime, where activations are quantized too."""
     transformers.utils.logging.disable_progress_bar()
     path = model or default_model()
-    evaluated, calibration = tokens_of(path, text, tokens + CALIBRATION_TOKENS).split([tokens, CALIBRATION_TOKENS])
+    try:
+        found = tokens_of(path, text, tokens + CALIBRATION_TOKENS)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    evaluated, calibration = found.split([tokens, CALIBRATION_TOKENS])
     rows = measure(path, evaluated, calibration, window, bitsandbytes)
     show(f"{path.name}, {tokens} tokens in windows of {window}, against fp32", rows)
-    if output is not None:
-        append(output, [{"model": path.name, "text": text.name if text else "language reference", **r} for r in rows])
+    run = Run("accuracy")
+    run.add_table(
+        rows, model=path.name, setting=f"tokens={tokens} window={window} text={text.name if text else REFERENCE}"
+    )
+    run.save(output)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 import transformers
 import typer
-from table import Row, append, show
+from harness.results import Cell, Cells, Run, show
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig
 
@@ -103,7 +103,7 @@ def embeddings(model: nn.Module, inputs: Any) -> Tensor:
     return nn.functional.normalize((states * mask).sum(dim=1) / mask.sum(dim=1), dim=1)
 
 
-def measure(path: Path, inputs: dict[str, Any], calibration: Any, peer: bool) -> list[Row]:
+def measure(path: Path, inputs: dict[str, Any], calibration: Any, peer: bool) -> list[Cells]:
     """Runs every scheme on the same batches of sentences.
 
     Args:
@@ -113,9 +113,12 @@ def measure(path: Path, inputs: dict[str, Any], calibration: Any, peer: bool) ->
         peer: Whether bitsandbytes runs too.
     """
 
-    def row(scheme: str, model: nn.Module) -> Row:
+    def row(scheme: str, model: nn.Module) -> Cells:
         cosines = {name: (embeddings(model, batch) * expected[name]).sum(dim=1) for name, batch in inputs.items()}
-        return {"scheme": scheme} | {name: f"{c.mean():.5f} / {c.min():.5f}" for name, c in cosines.items()}
+        cells: Cells = {"scheme": scheme}
+        for name, found in cosines.items():
+            cells |= {f"{name}, mean": Cell(found.mean().item(), 5), f"{name}, least": Cell(found.min().item(), 5)}
+        return cells
 
     fp32 = AutoModel.from_pretrained(path, dtype=torch.float32)
     expected = {name: embeddings(fp32, batch) for name, batch in inputs.items()}
@@ -151,10 +154,12 @@ def main(
     masks = [batch["attention_mask"] for batch in inputs.values()]
     padding = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
     show(
-        f"Cosine to fp32, mean / least of {sentences} sentences a text, in batches that are {padding:.0%} padding", rows
+        f"Cosine to fp32, mean and least of {sentences} sentences, in batches that are {padding:.0%} padding",
+        rows,
     )
-    if output is not None:
-        append(output, [{"model": path.name if model else PACKAGE, "sentences": sentences, **row} for row in rows])
+    run = Run("encoder")
+    run.add_table(rows, model=path.name if model else PACKAGE, setting=f"sentences={sentences}")
+    run.save(output)
 
 
 if __name__ == "__main__":

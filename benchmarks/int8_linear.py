@@ -1,9 +1,6 @@
 """The operator `int8_linear` on a CPU, beside what bounds it: the speed of memory, and bare `torch._int_mm`."""
 
-import ctypes
 import statistics
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,29 +8,14 @@ from typing import Annotated
 
 import torch
 import typer
+from harness.ceiling import read_loops
+from harness.results import Run, show
 from rich.console import Console
-from table import append, show
 
 from llmint8 import ops
-from llmint8.kernels.cpu import build, native
+from llmint8.kernels.cpu import native
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-
-
-def read_loops() -> Callable[[torch.Tensor, int, int], float]:
-    """Compiles the read loops: (memory, threads, which) -> seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "read.so"
-        source = Path(__file__).with_name("read_bandwidth.cpp")
-        flags = ["-std=c++20", "-O3", "-march=native", "-mprefer-vector-width=512", "-shared", "-fPIC", "-pthread"]
-        if build.architecture() != "x86_64":
-            flags.remove("-mprefer-vector-width=512")
-        subprocess.run([build.find_compiler(), *flags, str(source), "-o", str(library)], check=True)
-        read = ctypes.CDLL(str(library)).read_seconds
-    read.restype = ctypes.c_double
-    return lambda tensor, threads, which: read(
-        ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.numel() * tensor.element_size()), threads, which
-    )
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -59,39 +41,41 @@ def main(
     weight, scale = ops.quantize_weight(torch.randn(n, k))
     float_weight, bias = torch.randn(n, k).bfloat16(), torch.randn(n).bfloat16()
     threads, read = torch.get_num_threads(), read_loops()
-    rows = []
+    run, rows = Run("int8_linear"), []
     with Console(stderr=True).status("Measuring") as status, torch.no_grad():
         for m in ROWS:
             status.update(f"{m} rows")
             x = torch.randn(m, k).bfloat16()
             codes = torch.randint(-127, 128, (m, k), dtype=torch.int8)
             calls = {
-                "layer": lambda x=x: ops.int8_linear(x, weight, scale, bias),
-                "int_mm": lambda codes=codes: torch._int_mm(codes, weight.T),
+                "llmint8": lambda x=x: ops.int8_linear(x, weight, scale, bias),
+                "torch._int_mm": lambda codes=codes: torch._int_mm(codes, weight.T),
                 "bf16": lambda x=x: torch.nn.functional.linear(x, float_weight, bias),
             }
-            times: dict[str, list[float]] = {name: [] for name in [*calls, "read"]}
+            times: dict[str, list[float]] = {name: [] for name in [*calls, "read loop"]}
             for _ in range(rounds + 1):
                 for name, call in calls.items():
                     times[name].append(seconds(call))
-                times["read"].append(min(read(weight, threads, which) for which in range(3)))
+                times["read loop"].append(min(read(weight, threads, which) for which in range(3)))
+            for name, values in times.items():
+                for repeat, value in enumerate(values[1:], start=1):
+                    run.add(name, "layer", value, "s", model=f"{n}x{k}", setting=f"rows={m}", repeat=repeat)
             median = {name: statistics.median(values[1:]) for name, values in times.items()}
-            gigabytes = {name: n * k / 1e9 / median[name] for name in ("layer", "read")}
+            gigabytes = {name: n * k / 1e9 / median[name] for name in ("llmint8", "read loop")}
             rows.append(
                 {
                     "rows": m,
-                    "layer, ms": f"{median['layer'] * 1e3:.2f}",
-                    "weight GB/s": f"{gigabytes['layer']:.1f}",
-                    "of read loop": f"{median['read'] / median['layer']:.2f}",
-                    "GOP/s": f"{2 * m * n * k / 1e9 / median['layer']:.0f}",
-                    "of int_mm": f"{median['int_mm'] / median['layer']:.2f}",
-                    "of bf16": f"{median['bf16'] / median['layer']:.2f}",
-                    "read loop GB/s": f"{gigabytes['read']:.1f}",
+                    "layer, ms": f"{median['llmint8'] * 1e3:.2f}",
+                    "weight GB/s": f"{gigabytes['llmint8']:.1f}",
+                    "of read loop": f"{median['read loop'] / median['llmint8']:.2f}",
+                    "GOP/s": f"{2 * m * n * k / 1e9 / median['llmint8']:.0f}",
+                    "of int_mm": f"{median['torch._int_mm'] / median['llmint8']:.2f}",
+                    "of bf16": f"{median['bf16'] / median['llmint8']:.2f}",
+                    "read loop GB/s": f"{gigabytes['read loop']:.1f}",
                 }
             )
     show(f"int8_linear, K {k}, N {n}, {instruction_set or native.instruction_sets()[0]}, {threads} threads", rows)
-    if output is not None:
-        append(output, [{"k": k, "n": n, "isa": instruction_set, **row} for row in rows])
+    run.save(output)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from harness.results import Run, show
 from rich.console import Console
-from table import append, show
 from torch import nn
 
 from llmint8 import Int8Linear
@@ -105,6 +105,9 @@ def main(
         print("no GPU: nothing was measured")
         return
     device, limit, table = torch.cuda.get_device_name(), ceilings(), []
+    run = Run("int8_linear_gpu", "cuda")
+    for unit, value in limit.items():
+        run.add("limit", unit, value, unit)
     with Console(stderr=True).status("Measuring") as status, torch.no_grad():
         for n, k in (map(int, shape.split("x")) for shape in shapes.split(",")):
             for m in map(int, rows.split(",")):
@@ -118,6 +121,10 @@ def main(
                     for name, call in calls.items():
                         in_graph = graph and "bitsandbytes" not in name  # which waits, and cannot be captured
                         times[name].append(milliseconds(call, in_graph))
+                setting = f"rows={m} dtype={dtype} graph={graph}"
+                for name, values in times.items():
+                    for repeat, ms in enumerate(values, start=1):
+                        run.add(name, "layer", ms / 1e3, "s", model=f"{n}x{k}", setting=setting, repeat=repeat)
                 median = {name: statistics.median(values) for name, values in times.items()}
                 for name, ms in median.items():
                     width = 2 if name == "16 bit" else 1
@@ -139,8 +146,7 @@ def main(
                     )
     ceiling = ", ".join(f"{value:.0f} {unit}" for unit, value in limit.items())
     show(f"int8_linear, {device}, {dtype}{', CUDA graph' if graph else ''}; ceilings {ceiling}", table)
-    if output is not None:
-        append(output, [{"device": device, "dtype": dtype, "graph": graph, **limit, **row} for row in table])
+    run.save(output)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import torch
 import transformers
 import typer
-from accuracy import CALIBRATION_TOKENS, Sums, log_probs_of, tokens_of
+from accuracy import CALIBRATION_TOKENS, Sums, log_probs_of
+from harness.results import Cell, Cells, Run, show
+from harness.text import tokens_of
 from rich.progress import track
-from table import Row, append, show
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -111,7 +112,7 @@ def simulated(model: nn.Module, quantization: Quantization) -> Iterator[None]:
             del layer.forward
 
 
-def measure(name: str, model: nn.Module, tokens: Tensor, calibration: Tensor, window: int) -> dict[str, Row]:
+def measure(name: str, model: nn.Module, tokens: Tensor, calibration: Tensor, window: int) -> dict[str, Cells]:
     """Runs every scheme on the same windows of a text, against the same model in fp32.
 
     Args:
@@ -142,18 +143,18 @@ def measure(name: str, model: nn.Module, tokens: Tensor, calibration: Tensor, wi
     count = sum(len(w) - 1 for w in windows)
     return {
         scheme: {
-            name: f"{math.exp(total.loss / count):.3f}",
-            f"{name} / fp32": f"{math.exp((total.loss - sums['fp32'].loss) / count):.3f}",
-            f"{name} KL": f"{total.divergence / count:.4f}",
+            name: Cell(math.exp(total.loss / count), 3),
+            f"{name} / fp32": Cell(math.exp((total.loss - sums["fp32"].loss) / count), 3),
+            f"{name} KL": Cell(total.divergence / count, 4),
         }
         for scheme, total in sums.items()
     }
 
 
-def paper_ratio(scheme: str) -> str:
+def paper_ratio(scheme: str) -> str | Cell:
     """Returns the perplexity of the paper's 13B model over that in fp32, or nothing where Table 1 has no such row."""
     perplexity = PAPER_FP32 if scheme == "fp32" else PAPER.get(scheme, (None, None))[1]
-    return "" if perplexity is None else f"{perplexity / PAPER_FP32:.3f}"
+    return "" if perplexity is None else Cell(perplexity / PAPER_FP32, 3)
 
 
 def main(
@@ -175,10 +176,11 @@ def main(
     plain = measure("plain", loaded, evaluated, calibration, window)
     norms = len(plant_outliers(loaded))
     planted = measure("planted", loaded, evaluated, calibration, window)
-    rows = [{"scheme": s, "paper 13B / fp32": paper_ratio(s), **plain[s], **planted[s]} for s in plain]
+    rows: list[Cells] = [{"scheme": s, "paper 13B / fp32": paper_ratio(s), **plain[s], **planted[s]} for s in plain]
     show(f"Perplexity of {path.name}, {tokens} tokens in windows of {window}; outliers planted in {norms} norms", rows)
-    if output is not None:
-        append(output, [{"model": path.name, "text": text.name if text else "language reference", **r} for r in rows])
+    run = Run("paper_table1")
+    run.add_table(rows, model=path.name, setting=f"tokens={tokens} window={window}")
+    run.save(output)
 
 
 if __name__ == "__main__":

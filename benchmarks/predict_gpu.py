@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import typer
-from table import show
+from harness.results import show
 
 # Of its peak, what a kernel reaches: reading memory, cuBLAS in 16 bit, ours in int8. Figures of the field, see README.
 READS, FLOAT_PRODUCTS, INT8_PRODUCTS = 0.85, 0.80, 0.65

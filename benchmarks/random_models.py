@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 import transformers
 import typer
-from table import Row, append, show
+from harness.results import Cell, Cells, Run, show
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
@@ -55,7 +55,7 @@ def inputs_of(model: PreTrainedModel, sequences: int, tokens: int) -> dict[str, 
     return {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
 
 
-def measure(architecture: str, sequences: int, tokens: int, seed: int) -> list[Row]:
+def measure(architecture: str, sequences: int, tokens: int, seed: int) -> list[Cells]:
     """Measures one architecture.
 
     Args:
@@ -89,10 +89,10 @@ def measure(architecture: str, sequences: int, tokens: int, seed: int) -> list[R
     errors["bitsandbytes"] = error(theirs)
     return [
         {
-            "model": architecture,
             "scheme": scheme,
-            "relative error": f"{value:.5f}",
-            "/ bitsandbytes": f"{value / errors['bitsandbytes']:.2f}",
+            "model": architecture,
+            "relative error": Cell(value, 5),
+            "/ bitsandbytes": Cell(value / errors["bitsandbytes"], 2),
         }
         for scheme, value in errors.items()
     ]
@@ -110,10 +110,13 @@ def main(
     """
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    rows = [row for architecture in CONFIGS for row in measure(architecture, sequences, tokens, seed)]
+    run, rows = Run("random_models"), []
+    for architecture in CONFIGS:
+        found = measure(architecture, sequences, tokens, seed)
+        run.add_table(found, model=architecture, setting=f"sequences={sequences} tokens={tokens} seed={seed}")
+        rows += found
     show(f"Relative error of logits, random models of 4 layers, width {WIDTH}, {sequences} x {tokens} tokens", rows)
-    if output is not None:
-        append(output, [{"sequences": sequences, "tokens": tokens, "seed": seed, **row} for row in rows])
+    run.save(output)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import torch
 import transformers
 import typer
 from accuracy import log_probs_of
+from harness.results import Cell, Cells, Run, show
 from rich.progress import track
-from table import Row, append, show
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
@@ -107,7 +107,7 @@ def columns_of(layer: Int8Linear) -> set[int]:
     return set(layer.outlier_columns.tolist())
 
 
-def persistence(model: nn.Module, shares: dict[str, dict[str, float]]) -> list[Row]:
+def persistence(model: nn.Module, shares: dict[str, dict[str, float]]) -> list[Cells]:
     """Returns a row for each kind of layer: its columns, what chance would find again of them, and what texts do.
 
     Args:
@@ -120,10 +120,10 @@ def persistence(model: nn.Module, shares: dict[str, dict[str, float]]) -> list[R
     rows = []
     for kind, layers in kinds.items():
         with_columns = [(name, layer) for name, layer in layers if columns_of(layer)]
-        row: Row = {
+        row: Cells = {
             "layers": kind,
             "with columns": f"{len(with_columns)} of {len(layers)}",
-            "columns, mean": f"{fmean(len(columns_of(layer)) for _, layer in layers):.1f}",
+            "columns, mean": Cell(fmean(len(columns_of(layer)) for _, layer in layers), 1),
         }
         by_chance = [len(columns_of(layer)) / layer.in_features for _, layer in with_columns]
         row["by chance"] = _percent(by_chance)
@@ -131,15 +131,15 @@ def persistence(model: nn.Module, shares: dict[str, dict[str, float]]) -> list[R
     return rows
 
 
-def _percent(values: list[float]) -> str:
-    return f"{fmean(values):.0%}" if values else "-"
+def _percent(values: list[float]) -> str | Cell:
+    return Cell(fmean(values), 0, "%") if values else "-"
 
 
 def main(
     model: Annotated[Path | None, typer.Option(help="Folder of a 16-bit checkpoint; SmolLM2-135M by default.")] = None,
     tokens: Annotated[int, typer.Option(help="Number of tokens of each text.")] = 2048,
     window: Annotated[int, typer.Option(help="Tokens of one forward pass.")] = 512,
-    output: Annotated[Path | None, typer.Option(help="CSV to append the divergences to.")] = None,
+    output: Annotated[Path | None, typer.Option(help="CSV to append to.")] = None,
 ) -> None:
     """Measures what mode "static" loses on text that it was not calibrated on, and how many of its columns return."""
     transformers.utils.logging.disable_progress_bar()
@@ -147,7 +147,7 @@ def main(
     calibration, evaluated = tokens_of(path, tokens)
     int8 = calibrate(from_pretrained(path, dtype=torch.float32), calibration[None].split(window, dim=1))
     fp32 = from_pretrained(path, load_in_8bit=False, dtype=torch.float32)
-    rows: list[Row] = []
+    rows: list[Cells] = []
     shares: dict[str, dict[str, float]] = {}
     for name, text in track(evaluated.items(), "Evaluating"):
         windows = [part for part in text.split(window) if len(part) > 1]
@@ -155,16 +155,16 @@ def main(
         shares[name] = found_again(int8, windows)
         rows.append(
             {"text": name}
-            | {f"KL {scheme}": f"{value:.5f}" for scheme, value in kl.items()}
-            | {"static / budget": f"{kl['static'] / kl['budget']:.2f}"}
+            | {f"KL {scheme}": Cell(value, 5) for scheme, value in kl.items()}
+            | {"static / budget": Cell(kl["static"] / kl["budget"], 2)}
         )
     show(f"{path.name}: KL divergence to fp32, {tokens} tokens a text; calibrated on the {REFERENCE}", rows)
-    show(
-        "Static columns that each text would choose, too (mean over the layers that have any)",
-        persistence(int8, shares),
-    )
-    if output is not None:
-        append(output, [{"model": path.name, "tokens": tokens, **row} for row in rows])
+    again = persistence(int8, shares)
+    show("Static columns that each text would choose, too (mean over the layers that have any)", again)
+    for benchmark, table in (("static_columns", rows), ("static_columns_found_again", again)):
+        run = Run(benchmark)
+        run.add_table(table, model=path.name, setting=f"tokens={tokens} window={window}")
+        run.save(output)
 
 
 if __name__ == "__main__":

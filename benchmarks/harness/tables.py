@@ -1,0 +1,180 @@
+"""Tables of what is in the CSV, as rows of text."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+
+from harness.results import Cell, Row
+
+Table = list[dict[str, str]]
+OURS = "llmint8"
+
+
+class Figures:
+    """The values of one model in one run."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._values: dict[tuple[str, str, str], dict[int, float]] = {}
+        self._notes: dict[tuple[str, str, str], str] = {}
+        self.systems: list[str] = []
+        self.failures: dict[str, str] = {}
+        for row in rows:
+            if row.system not in self.systems:
+                self.systems.append(row.system)
+            if row.figure == "failed":
+                self.failures[row.system] = row.note
+            key = (row.system, row.figure, row.setting)
+            if row.value is None:
+                self._notes[key] = row.note
+            else:
+                self._values.setdefault(key, {})[row.repeat] = row.value
+
+    def settings(self, figure: str) -> list[str]:
+        """Returns at which sizes a figure was measured, in their order."""
+        return list(dict.fromkeys(setting for _, name, setting in self._values if name == figure))
+
+    def values(self, system: str, figure: str, setting: str = "") -> dict[int, float]:
+        """Returns the values of a figure by round; none if there are none."""
+        return self._values.get((system, figure, setting), {})
+
+    def median(self, system: str, figure: str, setting: str = "") -> float | None:
+        """Returns the median over the rounds; None if there is no value."""
+        values = self.values(system, figure, setting)
+        return statistics.median(values.values()) if values else None
+
+    def ratio(self, system: str, figure: str, setting: str = "", of: str = OURS) -> float | None:
+        """Returns the median of the quotients of each round, `of` over the system."""
+        above, below = self.values(of, figure, setting), self.values(system, figure, setting)
+        quotients = [above[repeat] / below[repeat] for repeat in above.keys() & below.keys() if below[repeat]]
+        return statistics.median(quotients) if quotients else None
+
+    def cell(self, system: str, figure: str, setting: str = "", scale: float = 1, digits: int = 0) -> str:
+        """Returns median and half the range of the rounds; "-" if there is no value."""
+        values = [value * scale for value in self.values(system, figure, setting).values()]
+        if not values:
+            return "-"
+        text = _number(statistics.median(values), digits)
+        spread = (max(values) - min(values)) / 2
+        return f"{text} ± {_number(spread, digits)}" if len(values) > 1 else text
+
+    def compared(self, system: str, figure: str, setting: str = "", digits: int = 0) -> str:
+        """Returns the cell, and how many times as much llmint8 had."""
+        cell, ratio = self.cell(system, figure, setting, digits=digits), self.ratio(system, figure, setting)
+        return cell if cell == "-" or ratio is None or system == OURS else f"{cell} ({ratio:.2f}×)"
+
+
+def by_model(rows: Sequence[Row]) -> dict[str, Figures]:
+    """Returns the figures of each model, in the order of the rows."""
+    models = dict.fromkeys(row.model for row in rows)
+    return {model: Figures(row for row in rows if row.model == model) for model in models}
+
+
+def speed(figures: Figures) -> Table:
+    """Speed and accuracy of every system on one model."""
+    decodes, texts = figures.settings("decode"), figures.settings("KL")
+    (prompt,) = figures.settings("prefill") or [""]
+    table = []
+    for system in figures.systems:
+        row = {"": _bold(system), f"prefill of {prompt.removeprefix('prompt=')}, tokens/s": ""}
+        row[list(row)[1]] = figures.compared(system, "prefill", prompt)
+        for setting in decodes:
+            batch = setting.rpartition("=")[2]
+            name = "decode, tokens/s" if batch == "1" else f"decode × {batch}"
+            row[name] = figures.compared(system, "decode", setting, digits=1 if batch == "1" else 0)
+            if batch == "1":
+                row["GB/s (of what a loop reads)"] = _share_of_limit(figures, system, setting)
+                row["first token, s"] = figures.cell(system, "first token", setting, digits=2)
+        for setting in texts:
+            row["perplexity"] = figures.cell(system, "perplexity", setting, digits=3)
+            row["KL to fp32"] = figures.cell(system, "KL", setting, digits=4)
+        table.append(_failed(row, figures.failures.get(system)))
+    return table
+
+
+def energy(figures: Figures) -> str:
+    """Returns a sentence on the energy of a token, or that nothing counted it."""
+    parts = [
+        f"{system} {figures.cell(system, 'energy', setting, digits=2)} J ({setting})"
+        for setting in figures.settings("energy")
+        for system in figures.systems
+        if figures.values(system, "energy", setting)
+    ]
+    return (
+        f"Energy of a token: {'; '.join(parts)}." if parts else "Energy of a token: not available, nothing counts it."
+    )
+
+
+def memory(figures: Figures) -> Table:
+    """Loading and memory of every system on one model."""
+    table = []
+    for system in figures.systems:
+        row = {"": _bold(system)}
+        for title, figure in (
+            ("checkpoint, MB", "checkpoint"),
+            ("weights, MB", "weights"),
+            ("peak while loading, MB", "peak anonymous"),
+            ("then, MB", "anonymous"),
+            ("of it before loading, MB", "before loading"),
+            ("with mapped files, MB", "resident"),
+            ("peak allocated on the GPU, MB", "peak allocated on the GPU"),
+            ("peak reserved on the GPU, MB", "peak reserved on the GPU"),
+        ):
+            if figures.settings(figure):
+                value = figures.median(system, figure)
+                row[title] = "-" if value is None else _number(value / 1e6, 0)
+        row["loaded, s"] = figures.cell(system, "load", digits=2)
+        row["and first token, s"] = figures.cell(system, "load and first token", digits=2)
+        table.append(_failed(row, figures.failures.get(system)))
+    return table
+
+
+def wide(rows: Sequence[Row]) -> Table:
+    """A table of rows that were added with `add_table`: a row a system, a column a figure."""
+    columns = list(dict.fromkeys(row.figure for row in rows))
+    cells = {(row.system, row.figure): row for row in rows if row.value is not None}
+    digits = {
+        column: max(_digits(row) for row in rows if row.figure == column and row.value is not None)
+        for column in columns
+    }
+    table = []
+    for system in dict.fromkeys(row.system for row in rows):
+        line = {"": system}
+        for column in columns:
+            row = cells.get((system, column))
+            line[column] = "" if row is None else str(Cell(row.value or 0.0, digits[column], row.unit))
+        table.append(line)
+    return table
+
+
+def markdown(table: Table) -> str:
+    """Returns a table in Markdown, the first column to the left."""
+    columns = list(table[0])
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *(list(row.values()) for row in table)]
+    return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in lines)
+
+
+def _share_of_limit(figures: Figures, system: str, setting: str) -> str:
+    cell = figures.cell(system, "weights read", setting, digits=1)
+    reached, limits = figures.values(system, "weights read", setting), figures.values(system, "read loop")
+    shares = [reached[repeat] / limits[repeat] for repeat in reached.keys() & limits.keys()]
+    return f"{cell} ({statistics.median(shares):.0%})" if shares else cell
+
+
+def _digits(row: Row) -> int:
+    """Those after the point of a value that was rounded before it was stored."""
+    decimals = len(f"{row.value:.6f}".rstrip("0").partition(".")[2])
+    return max(0, decimals - 2) if row.unit == "%" else decimals
+
+
+def _failed(row: dict[str, str], reason: str | None) -> dict[str, str]:
+    if reason is None:
+        return row
+    first, second, *others = row
+    return {first: row[first], second: f"could not run: {reason}", **dict.fromkeys(others, "")}
+
+
+def _bold(system: str) -> str:
+    return f"**{system}**" if system == OURS else system
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}"

@@ -1,0 +1,98 @@
+"""Writes the tables and figures of the README files from the CSV."""
+
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from harness import figures, tables
+from harness.results import RESULTS, Row, latest, read
+
+HERE = Path(__file__).parent
+DOCUMENTS = (HERE.parent / "README.md", HERE / "README.md")
+PLACE = re.compile(r"(<!-- table: ([^>]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def machine(rows: Sequence[Row]) -> str:
+    """Returns a line that says what some rows of one run were measured on."""
+    first, repeats = rows[0], max(row.repeat for row in rows)
+    rounds = f", {repeats} rounds: median ± half the range" if repeats > 1 else ""
+    return f"{first.device}, {first.threads} threads; {first.run[:10]}, commit {first.commit}{rounds}."
+
+
+def packages(rows: Sequence[Row]) -> str:
+    """Returns the versions in some rows."""
+    found = dict.fromkeys(package for row in rows for package in row.versions.split(", ") if package)
+    return ", ".join(sorted(found))
+
+
+def speed(rows: Sequence[Row], model: str) -> str:
+    """The main table of one model."""
+    chosen = [row for row in latest(rows) if row.model == model]
+    model_figures = tables.Figures(chosen)
+    notes = f"{machine(chosen)} {tables.energy(model_figures)} {packages(chosen)}."
+    return f"{tables.markdown(tables.speed(model_figures))}\n\n{notes}"
+
+
+def memory(rows: Sequence[Row], model: str) -> str:
+    """The memory table of one model."""
+    chosen = [row for row in latest(rows) if row.model == model]
+    return f"{tables.markdown(tables.memory(tables.Figures(chosen)))}\n\n{machine(chosen)}"
+
+
+def wide(rows: Sequence[Row], model: str) -> str:
+    """A table of a benchmark of accuracy: a row a scheme, a column a figure."""
+    chosen = [row for row in latest(rows) if model in ("", row.model)]
+    return f"{tables.markdown(tables.wide(chosen))}\n\n{machine(chosen)}"
+
+
+# Benchmark -> how its table is made from its rows and the model that is named beside it.
+TABLES: dict[str, Callable[[Sequence[Row], str], str]] = {
+    "compare": speed,
+    "memory": memory,
+}
+
+
+def fill(text: str, rows: Sequence[Row]) -> str:
+    """Returns a document with every table between its marks made anew: `<!-- table: BENCHMARK MODEL -->`.
+
+    Raises:
+        ValueError: A mark names a benchmark that has no rows.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        benchmark, _, model = match[2].strip().partition(" ")
+        chosen = [row for row in rows if row.benchmark == benchmark and model in ("", row.model)]
+        if not chosen:
+            raise ValueError(f"there are no rows of {match[2].strip()!r}")
+        return f"{match[1]}{TABLES.get(benchmark, wide)(chosen, model)}\n{match[3]}"
+
+    return PLACE.sub(table, text)
+
+
+def main(
+    results: Annotated[Path, typer.Option(help="The CSV.")] = RESULTS,
+    check: Annotated[bool, typer.Option(help="Change nothing; fail if something is not up to date.")] = False,
+) -> None:
+    """Makes the tables of the README files and the figures anew."""
+    rows = read(results)
+    stale = []
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        if (made := fill(text, rows)) != text:
+            stale.append(document)
+            if not check:
+                document.write_text(made, encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = figures.write(rows, Path(folder) if check else HERE / "figures")
+        if check:  # how text is set differs from one matplotlib to the next, so only that there is one
+            stale += [HERE / "figures" / file.name for file in drawn if not (HERE / "figures" / file.name).exists()]
+    if check and stale:
+        sys.exit(f"not what {results.name} says: {', '.join(str(file) for file in stale)}; run benchmarks/report.py")
+
+
+if __name__ == "__main__":
+    typer.run(main)

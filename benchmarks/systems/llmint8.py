@@ -1,0 +1,16 @@
+"""This library, with its defaults."""
+
+from pathlib import Path
+from typing import Any
+
+from systems import System
+from systems.hugging_face import HuggingFace
+
+SYSTEM = System("llmint8", package="llmint8", kind="ours")
+
+
+def load(checkpoint: Path, device: str, **options: Any) -> HuggingFace:
+    """Quantizes a checkpoint as it is loaded."""
+    import llmint8
+
+    return HuggingFace(llmint8.from_pretrained(checkpoint, load_in_8bit=True, device_map=device, **options))

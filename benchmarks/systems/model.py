@@ -1,0 +1,37 @@
+"""What a loaded system answers."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Model(Protocol):
+    """A loaded model; every method waits until what it started is done."""
+
+    vocabulary: int
+
+    def prefill(self, prompt: int, batch: int) -> float:
+        """Returns the seconds that prompts of so many tokens take, up to the logits of the last one."""
+
+    def decode(self, prompt: int, batch: int, tokens: int) -> list[float]:
+        """Returns the seconds of each step of generation: to the first token, and then of one token a sequence."""
+
+    def log_probs(self, tokens: Tensor) -> Tensor:
+        """Returns the log probabilities of each next token: int64 [tokens] to fp32 [tokens, vocabulary]."""
+
+    def weight_bytes(self) -> tuple[int, int]:
+        """Returns the bytes of the weights, and those of them that a step of one token reads."""
+
+
+def random_tokens(count: int, batch: int, vocabulary: int) -> Tensor:
+    """Returns the tokens of a prompt, int64 [batch, count]; sequences differ, and are the same for every system."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(100, min(vocabulary, 40000), (batch, count), generator=generator)
+
+
+def checkpoint_bytes(checkpoint: Path) -> int:
+    """Returns the size of the weights: of a file, or of the safetensors files in a folder."""
+    files = [checkpoint] if checkpoint.is_file() else checkpoint.glob("*.safetensors")
+    return sum(file.stat().st_size for file in files)
