@@ -148,8 +148,12 @@ def wide(rows: Sequence[Row]) -> Table:
 def markdown(table: Table) -> str:
     """Returns a table in Markdown, the first column to the left."""
     columns = list(table[0])
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *(list(row.values()) for row in table)]
-    return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in lines)
+    lines = [_line(columns), f"|---|{'---:|' * (len(columns) - 1)}", *(_line(list(row.values())) for row in table)]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
 
 
 def _share_of_limit(figures: Figures, system: str, setting: str) -> str:

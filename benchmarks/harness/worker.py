@@ -103,6 +103,8 @@ def main() -> None:
         kind = request.pop("kind")
         try:
             answer = kinds[kind](model, **request)
+        except NotImplementedError as error:
+            answer = {"failed": str(error)}
         except Exception as error:
             answer = {"failed": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)

@@ -1,0 +1,56 @@
+"""README tables and figures are made from the CSV."""
+
+from pathlib import Path
+
+import pytest
+import report
+from harness import figures
+from harness.results import RESULTS, Run, read
+
+
+def _rows() -> list:
+    run = Run("memory", start="2030-01-01T00:00:00+00:00")
+    for repeat in (1, 2):
+        run.add("llmint8", "weights", 1_000_000, "B", model="m", repeat=repeat)
+        run.add("llmint8", "load", repeat, "s", model="m", repeat=repeat)
+    accuracy = Run("accuracy", start="2030-01-01T00:00:00+00:00")
+    accuracy.add("default", "KL", 0.0038, "", model="m")
+    return run.rows + accuracy.rows
+
+
+def test_tables_are_put_between_their_marks() -> None:
+    text = "Before.\n<!-- table: memory m -->\nold\n<!-- end of table -->\nAfter.\n"
+    made = report.fill(text, _rows())
+    assert made.startswith("Before.\n<!-- table: memory m -->\n| | weights, MB |")
+    assert "| **llmint8** | 1 | 1.50 ± 0.50 | - |" in made
+    assert "2030-01-01" in made
+    assert made.endswith("<!-- end of table -->\nAfter.\n")
+    assert "old" not in made
+    assert report.fill(made, _rows()) == made
+
+
+def test_other_benchmarks_are_tables_of_their_systems_and_figures() -> None:
+    made = report.fill("<!-- table: accuracy m -->\n<!-- end of table -->", _rows())
+    assert "| | KL |\n|---|---:|\n| default | 0.0038 |" in made
+
+
+def test_a_mark_without_rows_is_an_error() -> None:
+    with pytest.raises(ValueError, match="'memory other'"):
+        report.fill("<!-- table: memory other -->\n<!-- end of table -->", _rows())
+
+
+def test_the_documents_say_what_the_results_say() -> None:
+    rows = read(RESULTS)
+    for document in report.DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert report.PLACE.search(text)
+        assert report.fill(text, rows) == text, f"{document} is not up to date; run benchmarks/report.py"
+
+
+def test_every_figure_is_drawn_for_light_and_dark(tmp_path: Path) -> None:
+    drawn = figures.write(read(RESULTS), tmp_path)
+    assert {file.name for file in drawn} == {f"{name}-{theme}.svg" for name in figures.FIGURES for theme in figures.THEMES}
+    again = figures.write(read(RESULTS), tmp_path / "again")
+    assert [file.read_bytes() for file in drawn] == [file.read_bytes() for file in again]
+    shown = {file.name for file in (report.HERE / "figures").iterdir()}
+    assert {file.name for file in drawn} == shown
