@@ -4,6 +4,8 @@
 # make gpu    on a machine with a GPU: the tests of the GPU kernels, and their speed beside others
 # make audit  the machine code of the GPU kernels, read without a GPU
 # make ci     everything that CI runs
+# make main-table, memory-table, growth, accuracy    benchmarks; their rows go to benchmarks/results.csv
+# make report    the tables of the README files and the figures, from that file; the others do it, too
 # All make their own environment in .venv on the first run. A GPU build of torch, or another version:
 #   make demo TORCH="torch"    make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 
@@ -16,7 +18,8 @@ PIP = $(BIN)/pip install --disable-pip-version-check
 TORCH_STAMP = $(VENV)/.$(subst /,-,$(subst :,-,$(subst =,-,$(subst $(empty) $(empty),-,$(TORCH)))))
 SOURCES = $(shell find llmint8 kernels -name '*.py')
 
-.PHONY: demo test check lint types format examples gpu gpu-tests gpu-benchmarks audit ci clean
+.PHONY: demo test check lint types format examples gpu gpu-tests gpu-benchmarks audit ci clean \
+	main-table memory-table growth accuracy report
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -46,12 +49,34 @@ gpu-tests:
 	$(BIN)/pytest tests/kernels/triton/test_gpu.py
 
 gpu-benchmarks:
-	$(BIN)/python benchmarks/int8_linear_gpu.py --output build/int8_linear_gpu.csv
-	$(BIN)/python benchmarks/int8_linear_gpu.py --graph --output build/int8_linear_gpu.csv
+	$(BIN)/python benchmarks/int8_linear_gpu.py --output $(RESULTS)
+	$(BIN)/python benchmarks/int8_linear_gpu.py --graph --output $(RESULTS)
 
 audit: $(VENV)/.test
 	mkdir -p build
 	$(BIN)/python -m llmint8.kernels.triton.audit --out build/audit.csv
+
+RESULTS = benchmarks/results.csv
+
+main-table: $(VENV)/.test
+	$(BIN)/python benchmarks/compare.py --output $(RESULTS)
+	$(BIN)/python benchmarks/report.py
+
+memory-table: $(VENV)/.test
+	$(BIN)/python benchmarks/memory.py --output $(RESULTS)
+	$(BIN)/python benchmarks/report.py
+
+growth: $(VENV)/.test
+	$(BIN)/python benchmarks/growth.py --output $(RESULTS)
+	$(BIN)/python benchmarks/report.py
+
+accuracy: $(VENV)/.test
+	for name in accuracy paper_table1 encoder random_models static_columns; do \
+		$(BIN)/python benchmarks/$$name.py --output $(RESULTS) || exit 1; done
+	$(BIN)/python benchmarks/report.py
+
+report: $(VENV)/.test
+	$(BIN)/python benchmarks/report.py
 
 ci: check test demo examples audit
 

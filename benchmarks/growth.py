@@ -100,7 +100,7 @@ def main(
     batches: Annotated[str, typer.Option(help="Sequences.")] = ",".join(map(str, BATCHES)),
     layer_widths: Annotated[str, typer.Option(help="Input and output features.")] = ",".join(map(str, WIDTHS)),
     only: Annotated[str, typer.Option(help="Adapters in systems/.")] = SYSTEMS,
-    rounds: Annotated[int, typer.Option(help="Interleaved repeats.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Interleaved repeats.")] = 2,
     threads: Annotated[int, typer.Option(help="Of the processor.")] = torch.get_num_threads(),
     device: Annotated[str, typer.Option(help="cpu, or a GPU as torch names it.")] = "cpu",
     limit: Annotated[float, typer.Option(help="Seconds that an answer may take.")] = 600,

@@ -31,44 +31,63 @@ def packages(rows: Sequence[Row]) -> str:
 
 def speed(rows: Sequence[Row], model: str) -> str:
     """The main table of one model."""
-    chosen = [row for row in latest(rows) if row.model == model]
-    model_figures = tables.Figures(chosen)
-    notes = f"{machine(chosen)} {tables.energy(model_figures)} {packages(chosen)}."
+    model_figures = tables.Figures(rows)
+    notes = f"{machine(rows)} {tables.energy(model_figures)} {packages(rows)}."
     return f"{tables.markdown(tables.speed(model_figures))}\n\n{notes}"
 
 
 def memory(rows: Sequence[Row], model: str) -> str:
     """The memory table of one model."""
-    chosen = [row for row in latest(rows) if row.model == model]
-    return f"{tables.markdown(tables.memory(tables.Figures(chosen)))}\n\n{machine(chosen)}"
+    return f"{tables.markdown(tables.memory(tables.Figures(rows)))}\n\n{machine(rows)}"
 
 
 def wide(rows: Sequence[Row], model: str) -> str:
     """A table of a benchmark of accuracy: a row a scheme, a column a figure."""
-    chosen = [row for row in latest(rows) if model in ("", row.model)]
-    return f"{tables.markdown(tables.wide(chosen))}\n\n{machine(chosen)}"
+    return f"{tables.markdown(tables.wide(rows))}\n\n{machine(rows)}"
 
 
-# Benchmark -> how its table is made from its rows and the model that is named beside it.
-TABLES: dict[str, Callable[[Sequence[Row], str], str]] = {
-    "compare": speed,
-    "memory": memory,
+def modes(rows: Sequence[Row], model: str) -> str:
+    """The table of accuracy, without what led to the default."""
+    return wide([row for row in rows if row.system in MODES], model)
+
+
+MODES = (
+    "fp32",
+    "int8 x int8, no outliers",
+    "bitsandbytes, threshold 6.0",
+    "threshold 6.0 (paper)",
+    "threshold 6.0, asymmetric",
+    "budget 32, relative, asymmetric",
+    "budget 1/8, 5 x rms, asymmetric (default)",
+    "static, calibrated as the default",
+    "weights only (decode regime)",
+)
+# Name of a mark -> benchmark, and how its table is made from its rows and the model that is named beside it.
+TABLES: dict[str, tuple[str, Callable[[Sequence[Row], str], str]]] = {
+    "speed": ("compare", speed),
+    "memory": ("memory", memory),
+    "modes": ("accuracy", modes),
+    **{name: (name, wide) for name in ("accuracy", "paper_table1", "encoder", "random_models", "static_columns")},
+    "static_columns_found_again": ("static_columns_found_again", wide),
 }
 
 
 def fill(text: str, rows: Sequence[Row]) -> str:
-    """Returns a document with every table between its marks made anew: `<!-- table: BENCHMARK MODEL -->`.
+    """Returns a document with every table between its marks made anew: `<!-- table: NAME MODEL -->`.
 
     Raises:
-        ValueError: A mark names a benchmark that has no rows.
+        ValueError: There is no table of that name, or there are no rows for it.
     """
 
     def table(match: re.Match[str]) -> str:
-        benchmark, _, model = match[2].strip().partition(" ")
-        chosen = [row for row in rows if row.benchmark == benchmark and model in ("", row.model)]
+        name, _, model = match[2].strip().partition(" ")
+        if name not in TABLES:
+            raise ValueError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
+        benchmark, make = TABLES[name]
+        chosen = latest(row for row in rows if row.benchmark == benchmark and model in ("", row.model))
         if not chosen:
             raise ValueError(f"there are no rows of {match[2].strip()!r}")
-        return f"{match[1]}{TABLES.get(benchmark, wide)(chosen, model)}\n{match[3]}"
+        return f"{match[1]}{make(chosen, model)}\n{match[3]}"
 
     return PLACE.sub(table, text)
 

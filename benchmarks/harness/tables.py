@@ -128,19 +128,18 @@ def memory(figures: Figures) -> Table:
 
 
 def wide(rows: Sequence[Row]) -> Table:
-    """A table of rows that were added with `add_table`: a row a system, a column a figure."""
-    columns = list(dict.fromkeys(row.figure for row in rows))
-    cells = {(row.system, row.figure): row for row in rows if row.value is not None}
-    digits = {
-        column: max(_digits(row) for row in rows if row.figure == column and row.value is not None)
-        for column in columns
-    }
+    """A table of rows that were added with `add_table`: a row a system, a column a figure (of a model)."""
+    several = len({row.model for row in rows}) > 1
+    cells = {(row.system, f"{row.model}: {row.figure}" if several else row.figure): row for row in rows}
+    columns = list(dict.fromkeys(column for _, column in cells))
+    digits = {column: max(_digits(row) for (_, other), row in cells.items() if other == column) for column in columns}
     table = []
-    for system in dict.fromkeys(row.system for row in rows):
+    for system in dict.fromkeys(system for system, _ in cells):
         line = {"": system}
         for column in columns:
             row = cells.get((system, column))
-            line[column] = "" if row is None else str(Cell(row.value or 0.0, digits[column], row.unit))
+            value = None if row is None else row.value
+            line[column] = "" if row is None or value is None else str(Cell(value, digits[column], row.unit))
         table.append(line)
     return table
 
@@ -165,7 +164,7 @@ def _share_of_limit(figures: Figures, system: str, setting: str) -> str:
 
 def _digits(row: Row) -> int:
     """Those after the point of a value that was rounded before it was stored."""
-    decimals = len(f"{row.value:.6f}".rstrip("0").partition(".")[2])
+    decimals = len(f"{row.value or 0:.6f}".rstrip("0").partition(".")[2])
     return max(0, decimals - 2) if row.unit == "%" else decimals
 
 

@@ -30,7 +30,8 @@ def build_wheel(directory, config_settings=None, metadata_directory=None):
     with zipfile.ZipFile(directory + "/" + file, "w") as wheel:
         wheel.writestr("{name}.py", "VALUE = 7")
         wheel.writestr("{name}-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: {name}\\nVersion: 1.0\\n")
-        wheel.writestr("{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        tags = "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
+        wheel.writestr("{name}-1.0.dist-info/WHEEL", tags)
         wheel.writestr("{name}-1.0.dist-info/RECORD", "")
     return file
 """

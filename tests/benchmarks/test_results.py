@@ -8,7 +8,9 @@ from harness.results import Cell, Run, latest, read
 
 def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     run = Run("compare")
-    run.add("llmint8", "prefill", 309.25, "tokens/s", model="m", setting="prompt=256", repeat=2, versions="torch 2.13.0")
+    run.add(
+        "llmint8", "prefill", 309.25, "tokens/s", model="m", setting="prompt=256", repeat=2, versions="torch 2.13.0"
+    )
     run.add("vLLM, bf16", "failed", None, "", model="m", note='cannot be installed: "no", said pip')
     run.save(tmp_path / "folder" / "results.csv")
     assert read(tmp_path / "folder" / "results.csv") == run.rows

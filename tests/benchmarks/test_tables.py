@@ -73,3 +73,10 @@ def test_what_was_added_as_a_table_is_printed_with_its_digits() -> None:
         "| a | 14.800 | 97% |",
         "| b | 14.774 | |",
     ]
+
+
+def test_the_models_of_one_table_have_columns_of_their_own() -> None:
+    run = Run("random_models")
+    for model, error in (("gpt2", 0.0231), ("opt", 0.0233)):
+        run.add_table([{"scheme": "a", "error": Cell(error, 4)}], model=model)
+    assert tables.wide(run.rows) == [{"": "a", "gpt2: error": "0.0231", "opt: error": "0.0233"}]
