@@ -1,5 +1,6 @@
 """Every system on the same models, in one run: speed, and accuracy beside it."""
 
+import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from llmint8.kernels.cpu import native
 
 REFERENCE = "transformers_fp32"
 WINDOW = 512
+DECODE_SECONDS = 4.0  # after which a slow system is not asked for more steps
+SLOW_SECONDS = 5.0  # of a prompt that is not asked for again
 
 
 @dataclass
@@ -72,26 +75,26 @@ def measure(process: Process, plan: Plan, text: Sequence[int], reference: Path, 
 
 def _speed(process: Process, plan: Plan) -> Iterator[tuple]:
     setting = f"prompt={plan.prompt}"
-    for warm in (False, True):
+    seconds = process.ask("prefill", prompt=plan.prompt, batch=1)["seconds"]
+    if seconds < SLOW_SECONDS:  # the first one warms up
         seconds = process.ask("prefill", prompt=plan.prompt, batch=1)["seconds"]
-        if warm:
-            yield "prefill", setting, plan.prompt / seconds, "tokens/s", ""
+    yield "prefill", setting, plan.prompt / seconds, "tokens/s", ""
     for batch in plan.batches:
         prompt = plan.prompt if batch == 1 else 16  # a long one would take most of the time
         setting = f"prompt={prompt} batch={batch}"
         try:
-            answer = process.ask("decode", prompt=prompt, batch=batch, tokens=plan.tokens, device=plan.device)
+            asked = {"prompt": prompt, "batch": batch, "tokens": plan.tokens, "limit": DECODE_SECONDS}
+            answer = process.ask("decode", device=plan.device, **asked)
         except BenchmarkError as error:
             yield "decode", setting, None, "tokens/s", str(error)
             continue
-        steps = answer["steps"][len(answer["steps"]) // 4 :]  # the first ones warm up
-        step = sorted(steps)[len(steps) // 2]
+        step = statistics.median(answer["steps"][1:])  # the first one warms up
         yield "decode", setting, batch / step, "tokens/s", ""
         if batch == 1:
             yield "first token", setting, answer["first"], "s", ""
             yield "weights read", setting, process.loaded["weights read in a step"] / 1e9 / step, "GB/s", ""
         joules = answer["joules"]
-        per_token = None if joules is None else joules / (plan.tokens + 1) / batch
+        per_token = None if joules is None else joules / (len(answer["steps"]) + 1) / batch
         yield "energy", setting, per_token, "J/token", "" if joules is not None else "not available: nothing counts it"
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from compare import Plan
+from compare import DECODE_SECONDS, Plan
 from harness import ceiling
 from harness.models import SIZES, checkpoint
 from harness.process import BenchmarkError, Process, systems
@@ -51,8 +51,8 @@ def of_batch(process: Process, plan: Plan, batches: Iterable[int]) -> Iterator[t
 
 
 def _decode(process: Process, batch: int, plan: Plan) -> float:
-    answer = process.ask("decode", prompt=16, batch=batch, tokens=STEPS, device=plan.device)
-    return batch / statistics.median(answer["steps"][STEPS // 4 :])
+    answer = process.ask("decode", prompt=16, batch=batch, tokens=STEPS, limit=DECODE_SECONDS, device=plan.device)
+    return batch / statistics.median(answer["steps"][1:])
 
 
 def widths(run: Run, sizes: Sequence[int], rounds: int, device: str) -> None:

@@ -33,7 +33,7 @@ def load(adapter: Any, checkpoint: Path, device: str) -> tuple[Model, dict[str, 
     model: Model = adapter.load(checkpoint, device)
     seconds = time.perf_counter() - start
     peaks = peak.stop()
-    model.decode(FIRST_PROMPT, 1, 0)
+    model.decode(FIRST_PROMPT, 1, 0, 0)
     ready = time.perf_counter() - start
     weights, streamed = model.weight_bytes()
     return model, {
@@ -53,10 +53,10 @@ def prefill(model: Model, prompt: int, batch: int) -> dict[str, Any]:
     return {"seconds": model.prefill(prompt, batch)}
 
 
-def decode(model: Model, prompt: int, batch: int, tokens: int, device: str) -> dict[str, Any]:
+def decode(model: Model, prompt: int, batch: int, tokens: int, limit: float, device: str) -> dict[str, Any]:
     """Times generation, and counts its energy, that of the prompt included."""
     meter = energy.Meter(device)
-    first, *steps = model.decode(prompt, batch, tokens)
+    first, *steps = model.decode(prompt, batch, tokens, limit)
     return {"first": first, "steps": steps, "joules": meter.joules()}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from systems.model import random_tokens
+from systems.model import STEPS_AT_LEAST, random_tokens
 
 
 class HuggingFace:
@@ -27,14 +27,15 @@ class HuggingFace:
             self._wait()
             return time.perf_counter() - start
 
-    def decode(self, prompt: int, batch: int, tokens: int) -> list[float]:
+    def decode(self, prompt: int, batch: int, tokens: int, limit: float) -> list[float]:
         """Times the steps of one `generate`."""
         times: list[float] = []
 
         def note_the_time(input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
             self._wait()
             times.append(time.perf_counter())
-            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+            late = len(times) >= STEPS_AT_LEAST + 2 and times[-1] - times[1] > limit
+            return torch.full((len(input_ids),), late, device=input_ids.device)
 
         inputs = self._tokens(prompt, batch)
         self._wait()

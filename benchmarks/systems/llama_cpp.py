@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from systems import System
-from systems.model import random_tokens
+from systems.model import STEPS_AT_LEAST, random_tokens
 
 SYSTEM = System(
     "llama.cpp Q8_0",
@@ -66,17 +66,19 @@ class LlamaCpp:
         self._prompt(tokens)
         return time.perf_counter() - start
 
-    def decode(self, prompt: int, batch: int, tokens: int) -> list[float]:
+    def decode(self, prompt: int, batch: int, tokens: int, limit: float) -> list[float]:
         """Times a prompt, and steps of one token a sequence, the most likely one."""
         inputs = random_tokens(prompt, batch, self.vocabulary)
         self._forget()
         times = [time.perf_counter()]
         logits = self._prompt(inputs)
-        for position in range(prompt, prompt + tokens):
+        for position in range(prompt, prompt + tokens + 1):
             following = logits.argmax(-1).tolist()
             times.append(time.perf_counter())
-            logits = self._run([(token, position, sequence, True) for sequence, token in enumerate(following)])
-        times.append(time.perf_counter())
+            if len(times) >= STEPS_AT_LEAST + 2 and times[-1] - times[1] > limit:
+                break
+            if position < prompt + tokens:
+                logits = self._run([(token, position, sequence, True) for sequence, token in enumerate(following)])
         return [end - start for start, end in itertools.pairwise(times)]
 
     def log_probs(self, tokens: Tensor) -> Tensor:

@@ -15,14 +15,24 @@ class Model(Protocol):
     def prefill(self, prompt: int, batch: int) -> float:
         """Returns the seconds that prompts of so many tokens take, up to the logits of the last one."""
 
-    def decode(self, prompt: int, batch: int, tokens: int) -> list[float]:
-        """Returns the seconds of each step of generation: to the first token, and then of one token a sequence."""
+    def decode(self, prompt: int, batch: int, tokens: int, limit: float) -> list[float]:
+        """Returns the seconds of each step of generation: to the first token, and then of one token a sequence.
+
+        Args:
+            prompt: Tokens of each prompt.
+            batch: Number of sequences.
+            tokens: Steps after the first token.
+            limit: Seconds after which there is no further step, once there are three.
+        """
 
     def log_probs(self, tokens: Tensor) -> Tensor:
         """Returns the log probabilities of each next token: int64 [tokens] to fp32 [tokens, vocabulary]."""
 
     def weight_bytes(self) -> tuple[int, int]:
         """Returns the bytes of the weights, and those of them that a step of one token reads."""
+
+
+STEPS_AT_LEAST = 3
 
 
 def random_tokens(count: int, batch: int, vocabulary: int) -> Tensor:

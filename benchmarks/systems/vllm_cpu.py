@@ -61,8 +61,8 @@ class Vllm:
         """Times the step of some prompts, one token included."""
         return self._generate(prompt, batch, 1)[0]
 
-    def decode(self, prompt: int, batch: int, tokens: int) -> list[float]:
-        """Times the engine's steps."""
+    def decode(self, prompt: int, batch: int, tokens: int, limit: float) -> list[float]:
+        """Times the engine's steps; it takes as many as were asked for."""
         return self._generate(prompt, batch, tokens + 1)
 
     def log_probs(self, tokens: Tensor) -> Tensor:

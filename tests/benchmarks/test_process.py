@@ -53,8 +53,10 @@ def test_a_system_is_measured(checkpoint: Path, tmp_path: Path) -> None:
         assert process.loaded["peak anonymous"] >= process.loaded["before loading"] > 0
         assert "llmint8" in process.loaded["versions"]
         assert process.ask("prefill", prompt=16, batch=2)["seconds"] > 0
-        answer = process.ask("decode", prompt=8, batch=2, tokens=5, device="cpu")
+        answer = process.ask("decode", prompt=8, batch=2, tokens=5, limit=60, device="cpu")
         assert len(answer["steps"]) == 5
+        hurried = process.ask("decode", prompt=8, batch=2, tokens=5, limit=0, device="cpu")
+        assert len(hurried["steps"]) == 3
         assert answer["first"] > 0
         ours = process.ask("accuracy", tokens=text, window=32, reference=str(tmp_path), write=False)
         assert 0 < ours["KL"] < 0.01
