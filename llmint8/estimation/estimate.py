@@ -73,6 +73,11 @@ def estimate(
     weights = [count_weights(model) for model in models]
     if not source.is_int8:
         notes.append("a column_scale, which few layers of few models get, is not counted: it depends on the weights")
+    if device == "cpu":
+        notes.append(
+            "malloc may keep some of what is freed, up to a tenth of these figures more; MALLOC_MMAP_THRESHOLD_=262144 "
+            "in the environment lets it go"
+        )
     loading = weights[0].total + (0 if source.is_int8 else largest_float_weight(models[0], source.dtype))
     contexts = contexts_to_try(max(most or _LONGEST, context), context, _window(source.config))
     footprints, on_cards = [], []

@@ -20,6 +20,10 @@ from transformers.modeling_utils import PreTrainedModel
 from llmint8.estimation.allocations import Allocations, follow
 
 
+# Whatever it is that a model wants and does not get without data.
+_ERRORS = (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, KeyError, AttributeError)
+
+
 class UnknownRunError(ValueError):
     """A model cannot be run without data, or not by its tokens alone."""
 
@@ -56,13 +60,15 @@ def runs(model: PreTrainedModel, contexts: Sequence[int], batch: int, device: st
     try:
         with _first_layers(model) as kinds:
             return [_run(model, context, batch, device, kinds) for context in contexts]
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        # Whatever it is that a model wants and does not get without data.
-        first_line = str(error).strip().partition("\n")[0]
-        raise UnknownRunError(f"{type(model).__name__} does not run without data: {first_line}") from error
+    except _ERRORS:  # it does not go with fewer layers
+        try:
+            return [_run(model, context, batch, device, []) for context in contexts]
+        except _ERRORS as error:
+            first_line = str(error).strip().partition("\n")[0]
+            raise UnknownRunError(f"{type(model).__name__} does not run without data: {first_line}") from error
 
 
-def _run(model: PreTrainedModel, context: int, batch: int, device: str, kinds: list[int]) -> Run:
+def _run(model: PreTrainedModel, context: int, batch: int, device: str, kinds: Sequence[list[int]]) -> Run:
     tokens = torch.empty(batch, context, dtype=torch.long, device="meta")
     one = tokens[:, :1]
     encoder_decoder = bool(model.config.is_encoder_decoder)
@@ -92,7 +98,7 @@ def _run(model: PreTrainedModel, context: int, batch: int, device: str, kinds: l
     return Run(kept.used, max(prefill, decode))
 
 
-def _filled(model: PreTrainedModel, tokens: Tensor, device: str, kinds: list[int]) -> "_Kept":
+def _filled(model: PreTrainedModel, tokens: Tensor, device: str, kinds: Sequence[list[int]]) -> "_Kept":
     """The cache of a decoder that has written as much as its encoder has read."""
     with follow(device, []):
         return _Kept(_cache_of(model(input_ids=tokens, decoder_input_ids=tokens)), kinds)
@@ -115,18 +121,22 @@ class _Kept:
         largest_layer: Bytes of the largest layer.
     """
 
-    def __init__(self, cache: Any, kinds: list[int]) -> None:
+    def __init__(self, cache: Any, kinds: Sequence[list[int]]) -> None:
         self.tensors: list[Tensor] = []
         self.used = self.allocated = self.largest_layer = 0
         parts = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]
         for part in [part for part in parts if part is not None] or [cache]:
             layers = [list(_tensors_of(layer)) for layer in part.layers]
             self.tensors += [tensor for layer in layers for tensor in layer]
-            # A layer that was not run has what the first of its kind has.
-            stand_ins = [kinds[i] for i in range(len(layers))] if len(kinds) == len(layers) else range(len(layers))
-            for i in stand_ins:
-                storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in layers[i]}
-                self.used += sum(t.nbytes for t in layers[i])
+            of_stack = next((first for first in reversed(kinds) if len(first) == len(layers)), None)
+            if of_stack is None and kinds:
+                raise ValueError(f"its cache has {len(layers)} layers, which are those of no part of it")
+            for i, layer in enumerate(part.layers):
+                # A layer that was not run has what the first of its kind has, unless it reads the cache of another.
+                stand_in = i if of_stack is None else of_stack[i]
+                tensors = layers[stand_in if type(layer) is type(part.layers[stand_in]) else i]
+                storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+                self.used += sum(t.nbytes for t in tensors)
                 self.allocated += sum(storages.values())
                 self.largest_layer = max(self.largest_layer, sum(storages.values()))
 
@@ -140,11 +150,11 @@ def _tensors_of(layer: Any) -> Iterable[Tensor]:
 
 
 @contextlib.contextmanager
-def _first_layers(model: PreTrainedModel) -> Iterator[list[int]]:
+def _first_layers(model: PreTrainedModel) -> Iterator[list[list[int]]]:
     """Leaves a model its first layers, as many as it takes to have one of each kind.
 
     Yields:
-        For each layer of the last stack, which is the decoder's, the first layer of its kind.
+        For each stack of layers, in their order, the first layer of the kind of each.
     """
     stacks = {
         name: module
@@ -153,11 +163,10 @@ def _first_layers(model: PreTrainedModel) -> Iterator[list[int]]:
         and len(module) > 1
         and all(isinstance(layer, GradientCheckpointingLayer) for layer in module)
     }
-    kinds: list[int] = []
+    kinds = [_kinds(stack, model.config) for stack in stacks.values()]
     try:
-        for name, stack in stacks.items():
-            kinds = _kinds(stack, model.config)
-            _replace(model, name, stack[: max(kinds) + 1])
+        for (name, stack), first in zip(stacks.items(), kinds, strict=True):
+            _replace(model, name, stack[: max(first) + 1])
         yield kinds
     finally:
         for name, stack in stacks.items():

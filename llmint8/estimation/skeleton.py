@@ -38,6 +38,10 @@ def skeleton(
     """
     model_class = model_class_of(auto_class, source.config)
     config = copy.deepcopy(source.config)
+    mapping = getattr(model_class, "_model_mapping", None)
+    remote = trust_remote_code and model_class.__name__ in (getattr(config, "auto_map", None) or {})
+    if mapping is not None and type(config) not in mapping and not remote:
+        raise ValueError(f"{model_class.__name__} knows no model of type {config.model_type!r}")
     with ExitStack() as stack:
         stack.enter_context(no_tie_weights())  # as when it is loaded, where every tensor is still to be seen
         stack.enter_context(torch.device("meta"))
@@ -58,7 +62,6 @@ def skeleton(
 def _quantize(model: PreTrainedModel, source: Source) -> None:
     """Puts int8 layers where loading would, by the same code."""
     quantizer = Int8HfQuantizer(source.settings, pre_quantized=source.is_int8)
-    quantizer.update_dtype(source.dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of experts, which are listed among what stays as it is
         quantizer.preprocess_model(model=model, dtype=source.dtype, checkpoint_files=list(map(str, source.files)))

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from llmint8.checkpoint import CheckpointError, read_headers, weight_files
+from llmint8.checkpoint import read_headers, weight_files
 from llmint8.config import Int8Config
 from llmint8.loading import int8_settings, is_hub_name, merged_settings, read_config, stored_quantization
+from llmint8.ops import INPUT_DTYPES
 
 # As safetensors writes them.
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -96,20 +97,13 @@ def _dtype(
     given: torch.dtype | str | None, config: Any, files: Sequence[Path], notes: list[str]
 ) -> torch.dtype:
     """The dtype that a model is loaded with."""
-    if isinstance(given, str):
-        found = getattr(torch, given, None)
-        if not isinstance(found, torch.dtype):
-            raise ValueError(f"dtype must be float16, bfloat16 or float32, got {given!r}")
-        given = found
-    stored = getattr(config, "dtype", None)
-    if isinstance(stored, str):
-        stored = getattr(torch, stored, None)
-    dtype = given or stored
+    dtype = given or getattr(config, "dtype", None)
     if dtype is None:
         dtype = next((_FLOATS[t.dtype] for t in read_headers(files).values() if t.dtype in _FLOATS), None)
     if dtype is None:
         dtype = torch.bfloat16
         notes.append("neither the configuration nor a checkpoint says which dtype the weights have: bfloat16 is assumed")
-    if not isinstance(dtype, torch.dtype):
-        raise CheckpointError(f"the dtype in the configuration must be one of torch, got {dtype!r}")
-    return dtype
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in INPUT_DTYPES:
+        raise ValueError(f"dtype must be float16, bfloat16 or float32, got {dtype}")
+    return found
