@@ -116,7 +116,8 @@ def _largest_parts(result: "Estimate") -> list[tuple[str, str, int, int]]:
     """The largest parts that stay as they are in 8 bit, then the rest: name, dtype, bytes in 8 bit and unquantized."""
     least = result.int8.weights.total * _LEAST_SHARE
     unquantized = {(part.name, part.dtype): part.bytes for part in result.unquantized.weights.kept}
-    large, small = [], []
+    large: list[tuple[str, str, int, int]] = []
+    small: list[tuple[str, str, int, int]] = []
     for part in result.int8.weights.kept:
         row = (part.name, part.dtype, part.bytes, unquantized.get((part.name, part.dtype), 0))
         (large if part.bytes >= least and len(large) < _MOST_PARTS else small).append(row)

@@ -43,7 +43,7 @@ def attention_bytes(query: Tensor, key: Tensor, value: Tensor, device: str) -> i
 
 
 def _codes(rows: int, columns: int, budget: int) -> int:
-    """`prefill` and `decode` in kernels/cpu/csrc/linear.h: codes of the rows, and digits of as many outliers as may be."""
+    """`prefill` and `decode` in kernels/cpu/csrc/linear.h: codes of rows, digits of as many outliers as may be."""
     if rows <= _DECODE_ROWS:
         return _DIGITS * rows * _code_stride(columns)
     most = min(rows, _PREFILL_ROWS)

@@ -55,7 +55,7 @@ class Footprint:
         weights: Parameters and buffers.
         kv_cache: Keys and values of all layers, or the states that a model has instead; None if it is not known.
         workspace: The most that is there besides at any time of a prefill or of the token after it.
-        loading: The most that is there while the model is loaded: the weights, and in 8 bit the largest unquantized one.
+        loading: The most that is there while the model is loaded: the weights, and the largest that is quantized.
     """
 
     weights: Weights

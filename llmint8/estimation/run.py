@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 
-from llmint8.estimation.allocations import Allocations, follow
-
+from llmint8.estimation.allocations import follow
 
 # Whatever it is that a model wants and does not get without data.
 _ERRORS = (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, KeyError, AttributeError)
@@ -88,7 +88,7 @@ def _run(model: PreTrainedModel, context: int, batch: int, device: str, kinds: S
         if not encoder_decoder:  # whose token after the prompt is the prefill
             before, start = record.numbers_of(kept.tensors), record.mark()
             key = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-            output = model(input_ids=one, **{key: cache})
+            model(input_ids=one, **{key: cache})
             after = _Kept(cache, kinds)
             # A layer's old keys and values go once there are new ones, with another token or with room for many.
             passing = record.peak(start, before | record.numbers_of(after.tensors))
@@ -143,15 +143,14 @@ class _Kept:
 
 def _tensors_of(layer: Any) -> Iterable[Tensor]:
     """The tensors that a layer of a cache keeps on the device, wherever its class has them."""
-    for value in vars(layer).values():
-        for item in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(item, Tensor) and item.is_meta:
-                yield item
+    for value in tree_iter(list(vars(layer).values())):
+        if isinstance(value, Tensor) and value.is_meta and value.dim() > 0:  # a window keeps its length in a scalar
+            yield value
 
 
 @contextlib.contextmanager
 def _first_layers(model: PreTrainedModel) -> Iterator[list[list[int]]]:
-    """Leaves a model its first layers, as many as it takes to have one of each kind.
+    """Leaves a model its first layers, as many as it takes to have one of each kind, and one that comes after others.
 
     Yields:
         For each stack of layers, in their order, the first layer of the kind of each.
@@ -166,7 +165,7 @@ def _first_layers(model: PreTrainedModel) -> Iterator[list[list[int]]]:
     kinds = [_kinds(stack, model.config) for stack in stacks.values()]
     try:
         for (name, stack), first in zip(stacks.items(), kinds, strict=True):
-            _replace(model, name, stack[: max(first) + 1])
+            _replace(model, name, stack[: max(first) + 2])
         yield kinds
     finally:
         for name, stack in stacks.items():
@@ -179,7 +178,9 @@ def _kinds(stack: nn.ModuleList, config: Any) -> list[int]:
     first: dict[Any, int] = {}
     kinds = []
     for i, layer in enumerate(stack):
-        modules = tuple((name, type(module), getattr(module, "sliding_window", None)) for name, module in layer.named_modules())
+        modules = tuple(
+            (name, type(module), getattr(module, "sliding_window", None)) for name, module in layer.named_modules()
+        )
         shapes = tuple((name, p.shape) for name, p in layer.named_parameters() if not name.endswith("column_scale"))
         kind = (modules, shapes, types[i] if len(types) == len(stack) else None)
         kinds.append(first.setdefault(kind, i))

@@ -72,7 +72,8 @@ def find(
             # Which columns are static is in the weights alone; without them the mode has no effect on bytes.
             settings = settings.replace(mode="none", overrides=())
             notes.append("static outlier columns, 8 bytes each, are not counted: the weights are not here")
-    return Source(model_config, files, settings, stored is not None, _dtype(dtype, model_config, files, notes), tuple(notes))
+    kept_in = _dtype(dtype, model_config, files, notes)
+    return Source(model_config, files, settings, stored is not None, kept_in, tuple(notes))
 
 
 def _files(folder: Path) -> tuple[tuple[Path, ...], list[str]]:
@@ -93,16 +94,14 @@ def _without_quantization(config: Any) -> Any:
     return config
 
 
-def _dtype(
-    given: torch.dtype | str | None, config: Any, files: Sequence[Path], notes: list[str]
-) -> torch.dtype:
+def _dtype(given: torch.dtype | str | None, config: Any, files: Sequence[Path], notes: list[str]) -> torch.dtype:
     """The dtype that a model is loaded with."""
     dtype = given or getattr(config, "dtype", None)
     if dtype is None:
         dtype = next((_FLOATS[t.dtype] for t in read_headers(files).values() if t.dtype in _FLOATS), None)
     if dtype is None:
         dtype = torch.bfloat16
-        notes.append("neither the configuration nor a checkpoint says which dtype the weights have: bfloat16 is assumed")
+        notes.append("bfloat16 is assumed: neither the configuration nor a checkpoint says which dtype it is")
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found not in INPUT_DTYPES:
         raise ValueError(f"dtype must be float16, bfloat16 or float32, got {dtype}")

@@ -1,10 +1,11 @@
 """`estimate`: what `llmint8 estimate` prints."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from transformers.modeling_utils import PreTrainedModel
 
 from llmint8.config import Int8Config
 from llmint8.estimation.cards import CARDS
@@ -12,7 +13,7 @@ from llmint8.estimation.longest import contexts_to_try, longest_context
 from llmint8.estimation.result import Estimate, Fit, Footprint
 from llmint8.estimation.run import UnknownRunError, runs
 from llmint8.estimation.skeleton import max_context, skeleton
-from llmint8.estimation.source import find
+from llmint8.estimation.source import Source, find
 from llmint8.estimation.weights import count_weights, largest_float_weight
 
 DEFAULT_CONTEXT = 4096
@@ -53,54 +54,28 @@ def estimate(
         ValueError: An argument is out of range, or transformers does not know the model.
         TypeError: `context` or `batch` is not an int.
     """
-    for name, value in (("batch", batch), ("context", context)):
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, got {value!r}")
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if device not in ("cuda", "cpu"):
-        raise ValueError(f"device must be 'cuda' or 'cpu', got {device!r}")
+    _check(context, batch, device)
     source = find(path, config, dtype, trust_remote_code)
-    notes = list(source.notes)
-    models = [skeleton(source, quantize, auto_class, trust_remote_code) for quantize in (True, False)]
+    int8, plain = (skeleton(source, quantize, auto_class, trust_remote_code) for quantize in (True, False))
     most = max_context(source.config)
     if context is None:
         context = min(DEFAULT_CONTEXT, most or DEFAULT_CONTEXT)
-    elif most is not None and context > most:
-        notes.append(f"a context of {context} is beyond the {most} positions that the model was made for")
-    weights = [count_weights(model) for model in models]
-    if not source.is_int8:
-        notes.append("a column_scale, which few layers of few models get, is not counted: it depends on the weights")
-    if device == "cpu":
-        notes.append(
-            "malloc may keep some of what is freed, up to a tenth of these figures more; MALLOC_MMAP_THRESHOLD_=262144 "
-            "in the environment lets it go"
-        )
-    loading = weights[0].total + (0 if source.is_int8 else largest_float_weight(models[0], source.dtype))
+    notes = [*source.notes, *_notes(source, context, most, device)]
+    # 16-bit weights are quantized one at a time.
+    on_top = 0 if source.is_int8 else largest_float_weight(int8, source.dtype)
     contexts = contexts_to_try(max(most or _LONGEST, context), context, _window(source.config))
-    footprints, on_cards = [], []
-    for model, counted, at_load in zip(models, weights, (loading, weights[1].total), strict=True):
-        needed = totals = None
-        try:
-            on_gpu = runs(model, contexts, batch, "cuda")
-            totals = [counted.total + run.kv_cache + run.workspace for run in on_gpu]
-            at = contexts.index(context)
-            needed = on_gpu[at] if device == "cuda" else runs(model, [context], batch, device)[0]
-        except UnknownRunError as error:
-            notes.append(f"cache and workspace are not known: {error}")
-        footprints.append(Footprint(counted, needed and needed.kv_cache, needed and needed.workspace, at_load))
-        on_cards.append(totals)
+    footprints = [_footprint(int8, on_top, context, batch, device, notes)]
+    footprints.append(_footprint(plain, 0, context, batch, device, notes))
+    on_cards = [_on_gpus(model, contexts, batch) for model in (int8, plain)]
     return Estimate(
         model=os.fspath(path),
-        architecture=type(models[1]).__name__,
+        architecture=type(plain).__name__,
         dtype=str(source.dtype).removeprefix("torch."),
         device=device,
         context=context,
         batch=batch,
         max_context=most,
-        parameters=sum(p.numel() for p in models[1].parameters()),
+        parameters=sum(p.numel() for p in plain.parameters()),
         int8=footprints[0],
         unquantized=footprints[1],
         cards=_fits(contexts, on_cards, context, most, footprints),
@@ -108,22 +83,70 @@ def estimate(
     )
 
 
+def _check(context: object, batch: object, device: str) -> None:
+    for name, value in (("context", 1 if context is None else context), ("batch", batch)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if device not in ("cuda", "cpu"):
+        raise ValueError(f"device must be 'cuda' or 'cpu', got {device!r}")
+
+
+def _notes(source: Source, context: int, most: int | None, device: str) -> Iterator[str]:
+    if most is not None and context > most:
+        yield f"a context of {context} is beyond the {most} positions that the model was made for"
+    if not source.is_int8:
+        yield "a column_scale, which few layers of few models get, is not counted: it depends on the weights"
+    if device == "cpu":
+        yield (
+            "malloc may keep what is freed, some 100 MB or more of it; with MALLOC_MMAP_THRESHOLD_=262144 in the "
+            "environment it gives it back"
+        )
+
+
+def _footprint(
+    model: PreTrainedModel, on_top: int, context: int, batch: int, device: str, notes: list[str]
+) -> Footprint:
+    """What a model takes; a note says so if that is not known."""
+    weights = count_weights(model)
+    try:
+        needed = runs(model, [context], batch, device)[0]
+    except UnknownRunError as error:
+        notes.append(f"cache and workspace are not known: {error}")
+        return Footprint(weights, None, None, weights.total + on_top)
+    return Footprint(weights, needed.kv_cache, needed.workspace, weights.total + on_top)
+
+
+def _on_gpus(model: PreTrainedModel, contexts: Sequence[int], batch: int) -> list[int] | None:
+    """What each context takes on a GPU besides the weights; None if it is not known."""
+    try:
+        return [needed.kv_cache + needed.workspace for needed in runs(model, contexts, batch, "cuda")]
+    except UnknownRunError:
+        return None
+
+
 def _fits(
     contexts: Sequence[int],
-    totals: Sequence[list[int] | None],
+    besides_weights: Sequence[list[int] | None],
     context: int,
     most: int | None,
     footprints: Sequence[Footprint],
 ) -> tuple[Fit, ...]:
-    """Whether the weights fit each card, with what the contexts take besides if that is known."""
+    """Whether each card has room for the weights, and for what the contexts take besides if that is known."""
     fits = []
     for card in CARDS:
         fit: list[bool] = []
         longest: list[int | None] = []
-        for known, footprint in zip(totals, footprints, strict=True):
-            fit.append((footprint.total if known is None else known[contexts.index(context)]) <= card.usable)
-            found = None if known is None else longest_context(card.usable, contexts, known)
-            longest.append(found if found is None or most is None else min(found, most))
+        for besides, footprint in zip(besides_weights, footprints, strict=True):
+            free = card.usable - footprint.weights.total
+            if besides is None:
+                fit.append(footprint.total <= card.usable)
+                longest.append(None)
+            else:
+                found = longest_context(free, contexts, besides)
+                fit.append(besides[contexts.index(context)] <= free)
+                longest.append(found if most is None else min(found, most))
         fits.append(Fit(card, fit[0], fit[1], longest[0], longest[1]))
     return tuple(fits)
 
