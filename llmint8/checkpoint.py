@@ -69,9 +69,8 @@ def check_folder(folder: Path, variant: str | None = None, use_safetensors: bool
         raise FileNotFoundError(f"{folder} has no config.json, so it is not a checkpoint (or one whose save failed)")
     if use_safetensors is False:
         return
-    tag = f".{variant}" if variant else ""
-    single, index = folder / f"model{tag}.safetensors", folder / f"model.safetensors.index{tag}.json"
-    if not single.is_file() and not index.is_file():
+    files = weight_files(folder, variant)
+    if not files:
         if any(folder.glob("*.safetensors")):
             return  # by another name: transformers knows, or says what it looked for
         if pickles := sorted(folder.glob("pytorch_model*.bin")):
@@ -79,8 +78,26 @@ def check_folder(folder: Path, variant: str | None = None, use_safetensors: bool
                 f"{folder} has no safetensors file, only pickled weights ({pickles[0].name}), which can run code when "
                 "they are loaded; if you trust them pass use_safetensors=False"
             )
+        single, index = _names(folder, variant)
         raise FileNotFoundError(f"{folder} has no weights: neither {single.name} nor {index.name} is there")
-    read_headers([single] if single.is_file() else _shards(index))
+    read_headers(files)
+
+
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """Returns the safetensors files that transformers loads from a folder; none if it has none by their usual names.
+
+    Args:
+        folder: Of a checkpoint.
+        variant: As in `from_pretrained`.
+
+    Raises:
+        FileNotFoundError: A shard is missing.
+        CheckpointError: The list of shards cannot be read.
+    """
+    single, index = _names(folder, variant)
+    if single.is_file():
+        return [single]
+    return _shards(index) if index.is_file() else []
 
 
 def check_scales(tensors: Mapping[str, TensorInfo]) -> None:
@@ -138,6 +155,12 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
     if size != 8 + length + end:
         raise CheckpointError(f"{file} is truncated or corrupted: it should be {8 + length + end} bytes, it is {size}")
     return tensors
+
+
+def _names(folder: Path, variant: str | None) -> tuple[Path, Path]:
+    """The file that holds all weights, and the one that lists the shards of a model in several."""
+    tag = f".{variant}" if variant else ""
+    return folder / f"model{tag}.safetensors", folder / f"model.safetensors.index{tag}.json"
 
 
 def _shards(index: Path) -> list[Path]:

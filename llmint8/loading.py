@@ -74,20 +74,20 @@ def from_pretrained(
         raise ValueError(f"load_in_8bit=False contradicts {', '.join(given)}; remove one")
     path = _checked_path(pretrained_model_name_or_path, kwargs)
     if kwargs.get("gguf_file") is not None:
-        return _from_gguf(_model_class(auto_class, None), path, requested if load_in_8bit else None, kwargs)
+        return _from_gguf(model_class_of(auto_class, None), path, requested if load_in_8bit else None, kwargs)
     kwargs.pop("gguf_file", None)
     if kwargs.get("use_safetensors") is None:
         kwargs["use_safetensors"] = True
-    stored_config = _stored_config(path, kwargs)
-    model_class = _model_class(auto_class, stored_config)
-    stored = _stored_quantization(stored_config)
+    stored_config = read_config(path, kwargs)
+    model_class = model_class_of(auto_class, stored_config)
+    stored = stored_quantization(stored_config)
     if stored is None:
         if load_in_8bit:
             kwargs["quantization_config"] = requested
         return model_class.from_pretrained(path, **kwargs)
     if not load_in_8bit:
         raise ValueError(f"load_in_8bit=False, but {path} is already int8; load it and use llmint8.dequantize_(model)")
-    merged = _merged(_int8_settings(stored, path), quantization_config, settings)
+    merged = merged_settings(int8_settings(stored, path), quantization_config, settings)
     part_class = getattr(model_class, "config_class", None)  # that of a part, for the vision tower of a CLIP
     if merged.to_dict() != stored or (part_class is not None and not isinstance(stored_config, part_class)):
         kwargs = _with_settings(merged, path, part_class, kwargs)
@@ -121,15 +121,34 @@ def _checked_path(given: str | os.PathLike, kwargs: Mapping[str, Any]) -> str:
             folder_of_weights = folder / (kwargs.get("subfolder") or "")
             check_folder(folder_of_weights, kwargs.get("variant"), kwargs.get("use_safetensors"))
         return str(folder)
-    is_hub_name = len(folder.parts) <= 2 and not folder.is_absolute() and not path.startswith(("~", "."))
-    if folder.exists() or not is_hub_name:
+    if folder.exists() or not is_hub_name(path):
         problem = "is a file, not the folder of a checkpoint" if folder.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {problem}")
     return path
 
 
-def _stored_config(path: str, kwargs: dict[str, Any]) -> Any:
-    """The configuration of the checkpoint, or the one that is given; None for a folder with only an adapter."""
+def is_hub_name(path: str) -> bool:
+    """Whether something that is no folder may be the name of a model on the Hugging Face hub.
+
+    Args:
+        path: What was given for a model.
+    """
+    return len(Path(path).parts) <= 2 and not Path(path).is_absolute() and not path.startswith(("~", "."))
+
+
+def read_config(path: str, kwargs: dict[str, Any]) -> Any:
+    """Reads the configuration that a model will be loaded with.
+
+    Args:
+        path: A folder, a `config.json`, or a name on the hub.
+        kwargs: Of `from_pretrained`; a `config` among them is what is used.
+
+    Returns:
+        A transformers configuration; None for a folder with only an adapter.
+
+    Raises:
+        OSError: There is none.
+    """
     from transformers import AutoConfig
 
     given = kwargs.get("config")
@@ -141,20 +160,33 @@ def _stored_config(path: str, kwargs: dict[str, Any]) -> Any:
     try:
         return AutoConfig.from_pretrained(path if given is None else given, **hub)
     except OSError as error:
-        if given is not None or Path(path).is_dir():
+        if given is not None or Path(path).exists():
             raise
         raise OSError(f"{path} is not a folder here, and the hub gave no model of that name: {error}") from error
 
 
-def _stored_quantization(config: Any) -> dict[str, Any] | None:
-    """The quantization that a checkpoint was saved with, as transformers looks for it."""
+def stored_quantization(config: Any) -> dict[str, Any] | None:
+    """Returns the quantization that a checkpoint was saved with, as transformers looks for it; None if it has none.
+
+    Args:
+        config: Of transformers.
+    """
     stored = getattr(config, "quantization_config", None)
     if stored is None and config is not None:
         stored = getattr(config.get_text_config(decoder=True), "quantization_config", None)
     return stored if stored is None or isinstance(stored, dict) else stored.to_dict()
 
 
-def _int8_settings(stored: dict[str, Any], path: str) -> Int8Config:
+def int8_settings(stored: dict[str, Any], path: str) -> Int8Config:
+    """Returns the settings of a checkpoint that is already int8.
+
+    Args:
+        stored: What `stored_quantization` returns.
+        path: For the message of an error.
+
+    Raises:
+        ValueError: It is quantized by a method that is neither ours nor LLM.int8() of bitsandbytes.
+    """
     method = stored.get("quant_method")
     if method == Int8Config.quant_method:
         return Int8Config.from_dict(stored)
@@ -163,8 +195,17 @@ def _int8_settings(stored: dict[str, Any], path: str) -> Int8Config:
     raise ValueError(f"{path} is already quantized with {method!r}; load a 16-bit checkpoint of the model instead")
 
 
-def _merged(stored: Int8Config, config: Any, settings: dict[str, Any]) -> Int8Config:
-    """The stored settings with the runtime ones replaced by those that were asked for."""
+def merged_settings(stored: Int8Config, config: Any, settings: dict[str, Any]) -> Int8Config:
+    """Returns the stored settings with the runtime ones replaced by those that were asked for.
+
+    Args:
+        stored: Of the checkpoint.
+        config: Settings that were given as a whole, or None.
+        settings: Settings that were given one by one.
+
+    Raises:
+        ValueError: They would change which layers are int8.
+    """
     requested = settings if config is None else _requested(config, {}).to_dict()
     for name in ("skip_modules", "include_modules"):
         if requested.get(name) and tuple(requested[name]) != getattr(stored, name):
@@ -197,7 +238,16 @@ def _with_settings(settings: Int8Config, path: str, config_class: Any, kwargs: d
     return {**kwargs, "config": config}
 
 
-def _model_class(auto_class: type | str | None, config: Any) -> Any:
+def model_class_of(auto_class: type | str | None, config: Any) -> Any:
+    """Returns the class that a model is loaded with.
+
+    Args:
+        auto_class: The class, or its name in transformers; None leaves it to the configuration.
+        config: Of transformers, or None.
+
+    Raises:
+        ValueError: transformers has no class of that name.
+    """
     import transformers
 
     if isinstance(auto_class, str):

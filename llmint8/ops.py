@@ -6,6 +6,7 @@ so a compiled graph sees one opaque node per layer.
 """
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from llmint8.kernels.cpu import native
 from llmint8.kernels.reference import int8_linear as reference
 
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Set while a model on the meta device is followed as if it ran on a CPU, to see what memory that takes.
+meta_is_cpu: ContextVar[bool] = ContextVar("meta_is_cpu", default=False)
 
 _library = torch.library.Library("llmint8", "DEF")
 _INT8_LINEAR = (
@@ -181,6 +184,11 @@ def _check(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None)
         )
     if bias is not None and bias.shape != (weight.shape[0],):
         raise ValueError(f"bias must be [{weight.shape[0]}], got {list(bias.shape)}")
+
+
+def is_on_cpu(x: Tensor) -> bool:
+    """Whether a tensor is on a CPU, or on the meta device and stands for one that is."""
+    return x.is_cpu or (x.is_meta and meta_is_cpu.get())
 
 
 def is_native(*args: Any) -> bool:

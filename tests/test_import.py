@@ -33,6 +33,28 @@ def test_does_not_import_the_modelling_code_of_transformers() -> None:
     assert python(code) == "[]"
 
 
+def test_does_not_import_torch_before_it_is_needed() -> None:
+    code = (
+        "import sys, llmint8; llmint8.Int8Config(); print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    assert python(code) == "[]"
+
+
+def test_operators_are_there_with_torch_in_either_order() -> None:
+    use = "print(torch.ops.llmint8.rms_norm(torch.ones(1, 4), torch.ones(4), 0.0, False).tolist())"
+    assert python(f"import llmint8, torch; {use}") == "[[1.0, 1.0, 1.0, 1.0]]"
+    assert python(f"import torch, llmint8; {use}") == "[[1.0, 1.0, 1.0, 1.0]]"
+
+
+def test_every_name_and_module_is_there() -> None:
+    code = (
+        "import llmint8; assert set(llmint8.__all__) <= set(dir(llmint8));"
+        "[getattr(llmint8, name) for name in llmint8.__all__]; from llmint8 import *;"
+        "print(llmint8.functional.__name__, llmint8.quantize.__name__, hasattr(llmint8, 'nothing'))"
+    )
+    assert python(code) == "llmint8.functional llmint8.quantize False"
+
+
 def test_registers_whenever_transformers_is_imported() -> None:
     check = (
         "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as m; import transformers.modeling_utils as u;"

@@ -35,7 +35,7 @@ def faster(attention: Attention) -> Attention:
         is_causal: bool | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        plain = attention_mask is None and not dropout and query.device.type == "cpu"
+        plain = attention_mask is None and not dropout and ops.is_on_cpu(query)
         if not (plain and is_ours(module)) or needs_more(query, key, value, kwargs):
             return attention(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)

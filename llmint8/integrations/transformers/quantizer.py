@@ -165,11 +165,10 @@ class Int8HfQuantizer(HfQuantizer):
         if self.pre_quantized:
             return
         config = self.quantization_config
-        for name, layer in _tied_layers(model):
-            if (int8 := int8_class(layer)) is not None and matches(name, config.include_modules):
-                if layer.weight.is_meta:
-                    raise ValueError(f"the tied layer {name} cannot be quantized while it is offloaded")
-                replace_module(model, name, int8.from_float(layer, config.for_layer(name)))
+        for name, layer, int8 in tied_heads_to_quantize(model, config):
+            if layer.weight.is_meta:
+                raise ValueError(f"the tied layer {name} cannot be quantized while it is offloaded")
+            replace_module(model, name, int8.from_float(layer, config.for_layer(name)))
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         # transformers turns config.dtype into a string when it saves
@@ -265,6 +264,23 @@ def untie_int8_heads(model: PreTrainedModel) -> None:
     for name, layer in _tied_layers(model):
         if isinstance(layer, Int8Linear):
             del model.all_tied_weights_keys[f"{name}.weight"]
+
+
+def tied_heads_to_quantize(
+    model: PreTrainedModel, config: Int8Config
+) -> Iterator[tuple[str, nn.Module, type[Int8Linear]]]:
+    """Yields the layers tied to an embedding that get an int8 weight of their own once the model is loaded.
+
+    Args:
+        model: With its weights tied.
+        config: Settings, whose `include_modules` asks for them.
+
+    Yields:
+        The name, the float layer and the class of its int8 form.
+    """
+    for name, layer in _tied_layers(model):
+        if (int8 := int8_class(layer)) is not None and matches(name, config.include_modules):
+            yield name, layer, int8
 
 
 def bitsandbytes_conversion() -> WeightConverter:

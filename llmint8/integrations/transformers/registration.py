@@ -8,10 +8,14 @@ from types import ModuleType
 
 
 def register() -> None:
-    """Makes `from_pretrained` know `Int8Config`, at once or as soon as transformers' modelling code is imported."""
+    """Makes `from_pretrained` know `Int8Config`, at once or as soon as transformers' modelling code is imported.
+
+    The operators `torch.ops.llmint8.*`, which a compiled or exported model needs, are there as soon as torch is.
+    """
     # Every model is loaded through the first module; importing it takes a second, so we wait until somebody does. Some
     # programs, lm-eval among them, read the settings of a checkpoint before they import it.
     for module, function in (
+        ("torch", _register_operators),
         ("transformers.modeling_utils", _register_now),
         ("transformers.quantizers.auto", _register_config),
     ):
@@ -19,6 +23,10 @@ def register() -> None:
             function()
         else:
             sys.meta_path.insert(0, _AfterImport(module, function))
+
+
+def _register_operators() -> None:
+    from llmint8 import fused_ops, ops  # noqa: F401
 
 
 def _register_config() -> None:

@@ -9,13 +9,13 @@ from torch.nn.modules import module as nn_module
 
 from llmint8.kernels.cpu import native
 from llmint8.nn import Int8Linear
-from llmint8.ops import INPUT_DTYPES
+from llmint8.ops import INPUT_DTYPES, is_on_cpu
 
 
 def runs_fused(x: Tensor) -> bool:
     """Whether an input is computed by the native kernels, without gradients and without a compiler."""
     return (
-        x.is_cpu
+        is_on_cpu(x)
         and x.dtype in INPUT_DTYPES
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
@@ -23,7 +23,7 @@ def runs_fused(x: Tensor) -> bool:
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and not (nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)
         and torch._C._functorch.peek_interpreter_stack() is None  # no vmap
-        and native.load()
+        and (x.is_meta or native.load())
     )
 
 

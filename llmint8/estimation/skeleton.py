@@ -1,0 +1,103 @@
+"""Models on the meta device, as they would be once loaded: shapes and dtypes, no data."""
+
+import copy
+import warnings
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+from transformers.core_model_loading import build_glob_alternation
+from transformers.initialization import no_tie_weights
+from transformers.modeling_utils import PreTrainedModel
+
+from llmint8.estimation.source import Source
+from llmint8.integrations.transformers.fused import fuse
+from llmint8.integrations.transformers.quantizer import Int8HfQuantizer, tied_heads_to_quantize
+from llmint8.loading import model_class_of
+from llmint8.quantize import replace_module
+
+
+def skeleton(
+    source: Source, quantize: bool, auto_class: type | str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Builds a model as `from_pretrained` would, without its weights.
+
+    Args:
+        source: The model.
+        quantize: Whether it is loaded in 8 bit.
+        auto_class: As in `from_pretrained`.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Returns:
+        The model in evaluation mode, on the meta device, with the shapes and dtypes that its tensors will have.
+
+    Raises:
+        ValueError: No class is known for the model, or there is nothing to quantize.
+    """
+    model_class = model_class_of(auto_class, source.config)
+    config = copy.deepcopy(source.config)
+    mapping = getattr(model_class, "_model_mapping", None)
+    remote = trust_remote_code and model_class.__name__ in (getattr(config, "auto_map", None) or {})
+    if mapping is not None and type(config) not in mapping and not remote:
+        raise ValueError(f"{model_class.__name__} knows no model of type {config.model_type!r}")
+    with ExitStack() as stack:
+        stack.enter_context(no_tie_weights())  # as when it is loaded, where every tensor is still to be seen
+        stack.enter_context(torch.device("meta"))
+        if issubclass(model_class, PreTrainedModel):
+            model = model_class._from_config(config, dtype=source.dtype)
+        else:
+            model = model_class.from_config(config, dtype=source.dtype, trust_remote_code=trust_remote_code)
+        if quantize:
+            _quantize(model, source)
+    _cast_what_stays_in_fp32(model, source.dtype)
+    model.tie_weights(recompute_mapping=False)
+    if quantize:
+        _quantize_tied_heads(model, source)
+        fuse(model)
+    return model.eval()
+
+
+def _quantize(model: PreTrainedModel, source: Source) -> None:
+    """Puts int8 layers where loading would, by the same code."""
+    quantizer = Int8HfQuantizer(source.settings, pre_quantized=source.is_int8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of experts, which are listed among what stays as it is
+        quantizer.preprocess_model(model=model, dtype=source.dtype, checkpoint_files=list(map(str, source.files)))
+
+
+def _cast_what_stays_in_fp32(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Gives the tensors that the model wants in fp32 that dtype, by the rules of transformers' loading."""
+    plan = model._get_dtype_plan(dtype)
+    if not plan:
+        return
+    pattern, names, _ = build_glob_alternation(list(plan))
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not tensor.is_floating_point() or not (match := pattern.search(name)):
+            continue
+        owner_name, _, leaf = name.rpartition(".")
+        owner, cast = model.get_submodule(owner_name), tensor.detach().to(plan[names[match.lastgroup]])
+        if isinstance(tensor, Parameter):
+            setattr(owner, leaf, Parameter(cast, requires_grad=tensor.requires_grad))
+        else:
+            owner.register_buffer(leaf, cast)
+
+
+def _quantize_tied_heads(model: PreTrainedModel, source: Source) -> None:
+    """Gives tied heads that are asked for an int8 weight, which loading does when all weights are there."""
+    if source.is_int8:
+        return
+    for name, layer, int8 in tied_heads_to_quantize(model, source.settings):
+        made: nn.Module = int8.empty_like(layer, source.settings.for_layer(name))
+        replace_module(model, name, made)
+
+
+def max_context(config: Any) -> int | None:
+    """Returns how many positions a model was made for; None if its configuration does not say.
+
+    Args:
+        config: Of transformers.
+    """
+    found = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None

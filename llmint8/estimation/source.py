@@ -1,0 +1,108 @@
+"""What is to be estimated: a configuration, and the files of weights if there are any."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmint8.checkpoint import read_headers, weight_files
+from llmint8.config import Int8Config
+from llmint8.loading import int8_settings, is_hub_name, merged_settings, read_config, stored_quantization
+from llmint8.ops import INPUT_DTYPES
+
+# As safetensors writes them.
+_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that is not loaded.
+
+    Attributes:
+        config: Of transformers, without a quantization.
+        files: safetensors files with its weights, of which only the headers are read; none if they are not here.
+        settings: How it is quantized.
+        is_int8: Whether the checkpoint is int8 already.
+        dtype: Of what is not int8.
+        notes: What a reader should know.
+    """
+
+    config: Any
+    files: tuple[Path, ...]
+    settings: Int8Config
+    is_int8: bool
+    dtype: torch.dtype
+    notes: tuple[str, ...]
+
+
+def find(
+    path: str | os.PathLike, config: Int8Config | None, dtype: torch.dtype | str | None, trust_remote_code: bool
+) -> Source:
+    """Finds a model and reads what describes it.
+
+    Args:
+        path: A folder, a `config.json`, or a name on the Hugging Face hub, of which only the configuration is read.
+        config: Settings; those of an int8 checkpoint, or the default ones, if None.
+        dtype: Of what is not int8; that of the checkpoint if None.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Raises:
+        OSError: There is no such model, or it has no configuration.
+        ValueError: The configuration cannot be used, or a setting contradicts it.
+    """
+    given = os.fspath(path)
+    local = Path(given).expanduser()
+    if local.is_dir() and not (local / "config.json").is_file():
+        raise FileNotFoundError(f"{given} has no config.json")
+    if not local.exists() and not is_hub_name(given):
+        raise FileNotFoundError(f"{given} does not exist")
+    name = str(local) if local.exists() else given
+    model_config = read_config(name, {"trust_remote_code": trust_remote_code})
+    files, notes = _files(local)
+    stored = stored_quantization(model_config)
+    if stored is None:
+        settings = config or Int8Config()
+    else:
+        settings = merged_settings(int8_settings(stored, given), config, {})
+        model_config = _without_quantization(model_config)
+        if not files:
+            # Which columns are static is in the weights alone; without them the mode has no effect on bytes.
+            settings = settings.replace(mode="none", overrides=())
+            notes.append("static outlier columns, 8 bytes each, are not counted: the weights are not here")
+    kept_in = _dtype(dtype, model_config, files, notes)
+    return Source(model_config, files, settings, stored is not None, kept_in, tuple(notes))
+
+
+def _files(folder: Path) -> tuple[tuple[Path, ...], list[str]]:
+    """The weights in a folder, if they are all there."""
+    if not folder.is_dir():
+        return (), []
+    try:
+        return tuple(weight_files(folder)), []
+    except FileNotFoundError as error:
+        return (), [f"layers are as the configuration says, not as the checkpoint has them: {error}"]
+
+
+def _without_quantization(config: Any) -> Any:
+    """The same configuration, of the model before it was quantized."""
+    for part in (config, config.get_text_config(decoder=True)):
+        if getattr(part, "quantization_config", None) is not None:
+            del part.quantization_config
+    return config
+
+
+def _dtype(given: torch.dtype | str | None, config: Any, files: Sequence[Path], notes: list[str]) -> torch.dtype:
+    """The dtype that a model is loaded with."""
+    dtype = given or getattr(config, "dtype", None)
+    if dtype is None:
+        dtype = next((_FLOATS[t.dtype] for t in read_headers(files).values() if t.dtype in _FLOATS), None)
+    if dtype is None:
+        dtype = torch.bfloat16
+        notes.append("bfloat16 is assumed: neither the configuration nor a checkpoint says which dtype it is")
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in INPUT_DTYPES:
+        raise ValueError(f"dtype must be float16, bfloat16 or float32, got {dtype}")
+    return found
