@@ -76,7 +76,7 @@ def fill(text: str, rows: Sequence[Row]) -> str:
     """Returns a document with every table between its marks made anew: `<!-- table: NAME MODEL -->`.
 
     Raises:
-        ValueError: There is no table of that name, or there are no rows for it.
+        ValueError: There is no table of that name.
     """
 
     def table(match: re.Match[str]) -> str:
@@ -85,8 +85,8 @@ def fill(text: str, rows: Sequence[Row]) -> str:
             raise ValueError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
         benchmark, make = TABLES[name]
         chosen = latest(row for row in rows if row.benchmark == benchmark and model in ("", row.model))
-        if not chosen:
-            raise ValueError(f"there are no rows of {match[2].strip()!r}")
+        if not chosen:  # not measured yet: what is there stays
+            return match[0]
         return f"{match[1]}{make(chosen, model)}\n{match[3]}"
 
     return PLACE.sub(table, text)
