@@ -141,7 +141,7 @@ def compare(run: Run, models: Sequence[str], chosen: Mapping[str, System], round
 
 def main(
     models: Annotated[str, typer.Option(help="Names or folders of 16-bit checkpoints.")] = "1.1b,smollm2",
-    only: Annotated[str, typer.Option(help="Adapters in systems/; all by default.")] = "",
+    only: Annotated[str, typer.Option(help="Adapters in systems/; those of the main table by default.")] = "",
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 256,
     batches: Annotated[str, typer.Option(help="Sequences that are decoded together.")] = "1,8,32",
     tokens: Annotated[int, typer.Option(help="Steps of decoding.")] = 16,

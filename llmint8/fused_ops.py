@@ -24,7 +24,7 @@ _LAYERS = "Tensor[] weights, Tensor[] weight_scales, Tensor?[] biases, Tensor?[]
 _SETTINGS = "str mode, float threshold, int budget, bool relative, bool symmetric"
 _SCHEMAS = {
     "int8_linears": f"(Tensor x, {_LAYERS}, {_SETTINGS}) -> Tensor[]",
-    "gated_mlp": f"(Tensor x, {_LAYERS}, str activation, {_SETTINGS}) -> Tensor",
+    "gated_mlp": f"(Tensor x, {_LAYERS}, str activation, int down_budget, {_SETTINGS}) -> Tensor",
     "rms_norm": "(Tensor x, Tensor weight, float eps, bool add_one) -> Tensor",
     "decoder_layer": (
         "(Tensor x, Tensor cosine, Tensor sine, Tensor(a!) keys, Tensor(b!) values, int position, Tensor[] norms, "
@@ -75,6 +75,7 @@ def gated_mlp(
     biases: OptionalTensors,
     outlier_columns: OptionalTensors,
     activation: str,
+    down_budget: int,
     *settings: Any,
 ) -> Tensor:
     """Applies a gated MLP (Shazeer 2020, equation 6), `down(activation(gate(x)) * up(x))`, of int8 layers.
@@ -86,12 +87,14 @@ def gated_mlp(
         biases: Floating point, or None.
         outlier_columns: int64, or None.
         activation: One of `ACTIVATIONS`.
-        *settings: `mode`, `threshold`, `budget`, `relative` and `symmetric`, as `ops.int8_linear` takes them.
+        down_budget: The `budget` of down, which has more columns than the others.
+        *settings: `mode`, `threshold`, `budget`, `relative` and `symmetric`, as `ops.int8_linear` takes them; all
+            layers have the same but for the budget.
 
     Returns:
         [..., N], dtype of `x`.
     """
-    return _gated_mlp_op(x, weights, weight_scales, biases, outlier_columns, activation, *settings)
+    return _gated_mlp_op(x, weights, weight_scales, biases, outlier_columns, activation, down_budget, *settings)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, add_one: bool = False) -> Tensor:
@@ -204,6 +207,7 @@ def _gated_mlp_reference(
     biases: OptionalTensors,
     columns: OptionalTensors,
     activation: str,
+    down_budget: int,
     *settings: Any,
 ) -> Tensor:
     if activation not in ACTIVATIONS:
@@ -214,7 +218,8 @@ def _gated_mlp_reference(
     else:
         gate = torch.nn.functional.gelu(gate.float(), approximate="tanh")
     hidden = (gate * up.float()).to(x.dtype)
-    return int8_linear(hidden, weights[2], scales[2], biases[2], columns[2], *settings)
+    mode, threshold, _, *others = settings
+    return int8_linear(hidden, weights[2], scales[2], biases[2], columns[2], mode, threshold, down_budget, *others)
 
 
 def _rms_norm_reference(x: Tensor, weight: Tensor, eps: float, add_one: bool) -> Tensor:
@@ -263,7 +268,7 @@ def _decoder_layer_reference(
     attended = attention(query, keys[:, :, : position + 1], values[:, :, : position + 1], scale)
     x = x + int8_linear(attended.flatten(2), weights[3], scales[3], biases[3], mode="none")
     normed = rms_norm(x, norms[1], eps, add_one)
-    return x + gated_mlp(normed, weights[4:], scales[4:], biases[4:], columns, activation, *settings)
+    return x + gated_mlp(normed, weights[4:], scales[4:], biases[4:], columns, activation, 0, *settings)
 
 
 _REFERENCES: dict[str, Callable[..., Any]] = {

@@ -22,7 +22,7 @@ def test_opcheck(rows: int, suffix: str) -> None:
     angles = torch.randn(1, rows, 8)
     calls = {
         "int8_linears": (x, *layers((8, 32), (12, 32)), *SETTINGS),
-        "gated_mlp": (x, *layers((24, 32), (24, 32), (32, 24)), "silu", *SETTINGS),
+        "gated_mlp": (x, *layers((24, 32), (24, 32), (32, 24)), "silu", 6, *SETTINGS),
         "rms_norm": (x, torch.randn(32), 1e-6, False),
         "rotate": (*heads, angles, angles),
     }
@@ -40,7 +40,7 @@ def test_opcheck(rows: int, suffix: str) -> None:
 def test_an_unknown_activation_is_refused() -> None:
     args = layers((24, 32), (24, 32), (32, 24))
     with pytest.raises(ValueError, match="silu, gelu_tanh, got 'relu'"):
-        fused_ops.gated_mlp(torch.randn(1, 32), *args, "relu", *SETTINGS)
+        fused_ops.gated_mlp(torch.randn(1, 32), *args, "relu", 6, *SETTINGS)
 
 
 def test_on_other_devices_shapes_are_known() -> None:

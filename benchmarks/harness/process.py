@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from systems import ADAPTERS, System
+from systems import ADAPTERS, MORE_ADAPTERS, System
 
 from harness.environments import InstallationError, python_of
 
@@ -23,14 +23,15 @@ def systems(names: str = "") -> dict[str, System]:
     """Returns systems by the name of their adapter.
 
     Args:
-        names: Adapters separated by commas; all if empty.
+        names: Adapters separated by commas; those of the main table if empty.
 
     Raises:
         ValueError: There is no such adapter.
     """
     wanted = names.split(",") if names else ADAPTERS
-    if unknown := [name for name in wanted if name not in ADAPTERS]:
-        raise ValueError(f"there is no system {unknown[0]!r}; there are {', '.join(ADAPTERS)}")
+    known = ADAPTERS + MORE_ADAPTERS
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(f"there is no system {unknown[0]!r}; there are {', '.join(known)}")
     return {name: importlib.import_module(f"systems.{name}").SYSTEM for name in wanted}
 
 

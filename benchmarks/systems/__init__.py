@@ -30,7 +30,7 @@ class System:
     build: Mapping[str, str] = field(default_factory=dict)
 
 
-# Adapter files, in the order of the tables.
+# Adapter files of the main table, in its order.
 ADAPTERS = (
     "transformers_fp32",  # what the distributions of the others are compared with
     "llmint8",
@@ -43,3 +43,5 @@ ADAPTERS = (
     "llama_cpp",
     "vllm_cpu",
 )
+# Those that other tables have.
+MORE_ADAPTERS = ("llmint8_saved",)

@@ -71,11 +71,11 @@ def _cpu_linear(args: tuple[Any, ...]) -> int:
 
 
 def _cpu_gated_mlp(args: tuple[Any, ...]) -> int:
-    x, weights, *_, mode, _, budget, _, _ = args
+    x, weights, *_, down_budget, mode, _, budget, _, _ = args
     rows, hidden = _rows(x), weights[1].shape[0]
     between = rows * hidden * x.element_size()
-    budget = _budget(mode, budget)
-    return between + max(_codes(rows, x.shape[-1], budget), _codes(rows, hidden, min(budget, hidden)))
+    first = _codes(rows, x.shape[-1], _budget(mode, budget))
+    return between + max(first, _codes(rows, hidden, _budget(mode, down_budget)))
 
 
 def _cpu_attention(args: tuple[Any, ...]) -> int:

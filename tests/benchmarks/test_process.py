@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from harness.process import BenchmarkError, Process, systems
+from systems import ADAPTERS, MORE_ADAPTERS
 from transformers import LlamaConfig, LlamaForCausalLM
 
 CONFIG = {
@@ -31,7 +32,10 @@ def _process(adapter: str, checkpoint: Path) -> Process:
 
 
 def test_every_adapter_says_what_it_is() -> None:
-    found = systems()
+    found = systems(",".join(ADAPTERS + MORE_ADAPTERS))
+    files = {file.stem for file in (Path(__file__).parents[2] / "benchmarks" / "systems").glob("*.py")}
+    assert set(found) == files - {"__init__", "model", "hugging_face"}
+    assert list(systems()) == list(ADAPTERS)
     assert len({system.name for system in found.values()}) == len(found)
     assert {"32 bit", "16 bit", "8 bit", "ours"} == {system.kind for system in found.values()}
     with pytest.raises(ValueError, match="there is no system 'none'"):

@@ -23,7 +23,7 @@ using OptionalTensors = c10::List<OptionalTensor>;
 using Int8Linears = std::vector<Tensor>(const Tensor&, at::TensorList, at::TensorList, const OptionalTensors&,
                                         const OptionalTensors&, c10::string_view, double, int64_t, bool, bool);
 using GatedMlp = Tensor(const Tensor&, at::TensorList, at::TensorList, const OptionalTensors&, const OptionalTensors&,
-                        c10::string_view, c10::string_view, double, int64_t, bool, bool);
+                        c10::string_view, int64_t, c10::string_view, double, int64_t, bool, bool);
 
 // Whether the kernels below are for this input; if not, the reference computes it, or says what is wrong with it.
 bool takes(const Tensor& x, const Tensor& weight, const Tensor& weight_scale, const OptionalTensor& bias,
@@ -118,24 +118,24 @@ std::vector<Tensor> int8_linears(const Tensor& x, at::TensorList weights, at::Te
   return results;
 }
 
-// The weights are those of gate, up and down.
+// The weights are those of gate, up and down, which has a budget of its own.
 Tensor gated_mlp(const Tensor& x, at::TensorList weights, at::TensorList scales, const OptionalTensors& biases,
-                 const OptionalTensors& columns, c10::string_view activation, c10::string_view mode, double threshold,
-                 int64_t budget, bool relative, bool symmetric) {
+                 const OptionalTensors& columns, c10::string_view activation, int64_t down_budget,
+                 c10::string_view mode, double threshold, int64_t budget, bool relative, bool symmetric) {
   const Settings settings{mode, threshold, budget, relative, symmetric};
   const std::optional<Activation> kind = activation_of(activation);
   if (!kind || weights.size() != 3 || scales.size() != 3 || biases.size() != 3 || columns.size() != 3 || x.dim() == 0 ||
       !take_together(x, weights, scales, biases, columns, 2, settings) || weights[0].size(0) != weights[1].size(0)) {
     static const auto reference = find("llmint8::gated_mlp_reference").typed<GatedMlp>();
-    return reference.call(x, weights, scales, biases, columns, activation, mode, threshold, budget, relative,
-                          symmetric);
+    return reference.call(x, weights, scales, biases, columns, activation, down_budget, mode, threshold, budget,
+                          relative, symmetric);
   }
   const Input input(x);
   const Layer gate(weights[0], scales[0], biases.get(0)), up(weights[1], scales[1], biases.get(1));
   Tensor hidden = at::empty(with_features(x, weights[1].size(0)), x.options());
   multiply(input.rows, {{up.view(), gate.view(), *kind, output_of(hidden)}}, columns.get(0), settings);
-  return int8_linear(hidden, weights[2], scales[2], biases.get(2), columns.get(2), mode, threshold, budget, relative,
-                     symmetric);
+  return int8_linear(hidden, weights[2], scales[2], biases.get(2), columns.get(2), mode, threshold, down_budget,
+                     relative, symmetric);
 }
 
 std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight) {

@@ -13,7 +13,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from llmint8 import mapped_files
+from llmint8 import heap, mapped_files
 from llmint8.checkpoint import FLOAT_DTYPES, SCALE_NAMES, CheckpointError, TensorInfo, check_scales, read_headers
 from llmint8.config import Int8Config, matches
 from llmint8.integrations.transformers import tripwire
@@ -157,6 +157,7 @@ class Int8HfQuantizer(HfQuantizer):
         speed_up(model)
         # What this load has mapped, and nobody has seen yet.
         mapped_files.give_back(mapped_files.mappings(self._files) - self._mapped_before)
+        heap.give_back()
         self._tensors, self._files, self._mapped_before = {}, (), set()
         attach(model, self)
 

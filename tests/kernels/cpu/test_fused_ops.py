@@ -67,14 +67,31 @@ def test_gated_mlp(isa: str, m: int, activation: str, dtype: torch.dtype) -> Non
     x = (3 * torch.randn(m, 96)).to(dtype)
     args = layers((130, 96), (130, 96), (70, 130), dtype=dtype)
     settings = ("none", 0.0, 0, False, False)
-    y = fused_ops.gated_mlp(x, *args, activation, *settings)
-    expected = torch.ops.llmint8.gated_mlp_reference(x.float(), *args, activation, *settings)
+    y = fused_ops.gated_mlp(x, *args, activation, 0, *settings)
+    expected = torch.ops.llmint8.gated_mlp_reference(x.float(), *args, activation, 0, *settings)
     assert y.dtype == dtype
     # The hidden state is rounded to the dtype, and in prefill to 255 steps per row: as many errors of half a step, of
     # random sign, as there are terms in a sum.
     relative = torch.finfo(dtype).eps + (2 / 255 if m > 8 else 0)
     bound = 6 * relative * expected.square().mean().sqrt() + torch.finfo(dtype).eps * expected.abs()
     assert ((y.float() - expected).abs() <= bound + 1e-5).all()
+
+
+@pytest.mark.parametrize("down_budget", [4, 24, 70])
+def test_down_has_a_budget_of_its_own(isa: str, down_budget: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(30, 96)
+    args = weights, scales, biases, _ = layers((130, 96), (130, 96), (70, 130))
+    for settings in (BUDGET, ("budget", 2.0, 12, True, False)):
+        y = fused_ops.gated_mlp(x, *args, "silu", down_budget, *settings)
+        gate, up = fused_ops.int8_linears(x, weights[:2], scales[:2], biases[:2], [None] * 2, *settings)
+        hidden = torch.nn.functional.silu(gate) * up
+        mode, threshold, _, *others = settings
+        down = (hidden, weights[2], scales[2], biases[2], None, mode, threshold)
+        expected = ops.int8_linear(*down, down_budget, *others)
+        error = (y - expected).norm() / expected.norm()
+        other = ops.int8_linear(*down, 1, *others)
+        assert error < 1e-3 < (other - expected).norm() / expected.norm()
 
 
 @pytest.mark.parametrize("activation", fused_ops.ACTIVATIONS)
@@ -86,7 +103,7 @@ def test_activations_are_exact_to_fp32(isa: str, activation: str) -> None:
     weights = [*one, torch.full((1, 1), 127, dtype=torch.int8)]
     scales = [torch.full((1, 1), 1 / 127)] * 3
     settings = ("none", 0.0, 0, False, False)
-    rest = (weights, scales, [None] * 3, [None] * 3, activation, *settings)
+    rest = (weights, scales, [None] * 3, [None] * 3, activation, 0, *settings)
     y = torch.cat([fused_ops.gated_mlp(row[None], *rest) for row in x])
     gate = x[:, :1].double()
     f = torch.nn.functional
@@ -100,9 +117,9 @@ def test_a_bad_row_spoils_no_other(isa: str) -> None:
         x = torch.randn(m, 96)
         args = layers((130, 96), (130, 96), (70, 130))
         settings = ("none", 0.0, 0, False, False)
-        clean = fused_ops.gated_mlp(x, *args, "silu", *settings)
+        clean = fused_ops.gated_mlp(x, *args, "silu", 0, *settings)
         x[1, 5] = float("nan")
-        y = fused_ops.gated_mlp(x, *args, "silu", *settings)
+        y = fused_ops.gated_mlp(x, *args, "silu", 0, *settings)
         assert not y[1].isfinite().any()
         others = torch.arange(m) != 1
         assert torch.equal(y[others], clean[others])
@@ -204,4 +221,4 @@ def test_heads_of_another_batch_are_not_written_beyond() -> None:
 def test_missing_scales_are_refused() -> None:
     weights, scales, biases, columns = layers((130, 96), (130, 96), (70, 130))
     with pytest.raises(ValueError, match="zip"):
-        fused_ops.gated_mlp(torch.randn(1, 96), weights, scales[:1], biases, columns, "silu", *BUDGET)
+        fused_ops.gated_mlp(torch.randn(1, 96), weights, scales[:1], biases, columns, "silu", 4, *BUDGET)

@@ -28,15 +28,26 @@ def runs_fused(x: Tensor) -> bool:
 
 
 def only_int8(layers: Sequence[nn.Module]) -> bool:
-    """Whether layers are plain int8 ones with the same settings, which nobody watches or offloads."""
+    """Whether layers are plain int8 ones with the same settings, which nobody watches or offloads.
+
+    Of a budget that is a share, layers with as many columns have the same number.
+    """
     first = layers[0]
     if type(first) is not Int8Linear:
         return False
-    settings = first._settings
     for layer in layers:
-        if type(layer) is not Int8Linear or layer._settings != settings or not reads_input_as_it_is(layer):
+        if type(layer) is not Int8Linear or not reads_input_as_it_is(layer):
+            return False
+        if layer._settings != first._settings and not _differ_in_budget(layer, first):
             return False
     return not are_watched(layers)
+
+
+def _differ_in_budget(layer: Int8Linear, other: Int8Linear) -> bool:
+    """Whether two layers of different widths have the same settings but for the number of columns."""
+    (mode, threshold, _, *rest), (other_mode, other_threshold, _, *other_rest) = layer._settings, other._settings
+    same = (mode, threshold, rest) == (other_mode, other_threshold, other_rest)
+    return same and layer.in_features != other.in_features
 
 
 def reads_input_as_it_is(layer: Int8Linear) -> bool:

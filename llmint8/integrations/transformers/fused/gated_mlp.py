@@ -25,7 +25,8 @@ def fused_forward(base: type[nn.Module]) -> Any | None:
         activation = activation_name(self.act_fn)
         if activation is None or base.forward is not plain or not only_int8(layers) or not runs_fused(x):
             return base.forward(self, x)
-        return fused_ops.gated_mlp(x, *tensors(layers), activation, *layers[0]._settings)
+        gate, _, down = layers
+        return fused_ops.gated_mlp(x, *tensors(layers), activation, down._settings[2], *gate._settings)
 
     return forward
 

@@ -19,6 +19,7 @@ from llmint8 import fused_ops
 from llmint8.integrations.transformers.fused import fuse, unfuse
 from llmint8.integrations.transformers.fused.conditions import is_fused
 from llmint8.kernels.cpu import native
+from llmint8.quantize import int8_layers
 
 if not native.load():
     pytest.skip("without native kernels nothing is fused", allow_module_level=True)
@@ -233,6 +234,21 @@ def test_another_attention_is_respected() -> None:
 def test_layers_with_settings_of_their_own(calls: list[str]) -> None:
     model = make("llama")
     model.model.layers[0].mlp.up_proj.int8_config = llmint8.Int8Config(threshold=1.0)
+    run(model)
+    assert calls.count("gated_mlp") == 1
+
+
+def test_a_budget_is_a_share_of_layers_of_several_widths(calls: list[str]) -> None:
+    """The default: gate and up have fewer columns than down, and so fewer in floating point."""
+    model = make("llama")
+    for _, layer in int8_layers(model):
+        layer.int8_config = llmint8.Int8Config()
+    mlp = model.model.layers[0].mlp
+    assert mlp.gate_proj._settings != mlp.down_proj._settings
+    run(model)
+    assert calls.count("gated_mlp") == 2
+    mlp.down_proj.int8_config = llmint8.Int8Config(symmetric=True)
+    calls.clear()
     run(model)
     assert calls.count("gated_mlp") == 1
 
