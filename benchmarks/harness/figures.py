@@ -22,6 +22,7 @@ THEMES = {
 }
 COLOURS = {
     "llmint8": {"light": "#0969da", "dark": "#58a6ff"},
+    "llmint8, 8-bit head": {"light": "#80ccff", "dark": "#1158c7"},
     "transformers bf16": {"light": "#bc4c00", "dark": "#f0883e"},
     "bitsandbytes": {"light": "#1a7f37", "dark": "#3fb950"},
 }
@@ -57,13 +58,14 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 def speed(figure: Figure, rows: Sequence[Row], theme: str) -> None:
     """Bars of the largest model of the main table: prefill, decode, and the weights in memory."""
-    figures = max(by_model(rows).values(), key=lambda model: model.median(OURS, "weights") or 0)
+    name, figures = max(by_model(rows).items(), key=lambda model: model[1].median(OURS, "weights") or 0)
     panels = [
         ("prefill, tokens/s", "prefill", figures.settings("prefill")[0], 1.0),
         ("decode, tokens/s", "decode", figures.settings("decode")[0], 1.0),
         ("weights in memory, GB", "weights", "", 1e-9),
     ]
     systems = [system for system in figures.systems if system not in figures.failures][::-1]
+    figure.suptitle(f"{name} on {rows[0].device}", fontsize=11)
     axes = figure.subplots(1, len(panels), sharey=True)
     for axis, (title, name, setting, scale) in zip(axes, panels, strict=True):
         values = [(figures.median(system, name, setting) or 0) * scale for system in systems]
