@@ -113,6 +113,7 @@ def main(
 ) -> None:
     """Measures accuracy in the prefill regime, where activations are quantized too."""
     transformers.utils.logging.disable_progress_bar()
+    run = Run("accuracy")
     path = model or default_model()
     try:
         found = tokens_of(path, text, tokens + CALIBRATION_TOKENS)
@@ -121,7 +122,6 @@ def main(
     evaluated, calibration = found.split([tokens, CALIBRATION_TOKENS])
     rows = measure(path, evaluated, calibration, window, bitsandbytes)
     show(f"{path.name}, {tokens} tokens in windows of {window}, against fp32", rows)
-    run = Run("accuracy")
     run.add_table(
         rows, model=path.name, setting=f"tokens={tokens} window={window} text={text.name if text else REFERENCE}"
     )

@@ -88,13 +88,13 @@ def _speed(process: Process, plan: Plan) -> Iterator[tuple]:
         except BenchmarkError as error:
             yield "decode", setting, None, "tokens/s", str(error)
             continue
-        step = statistics.median(answer["steps"][1:])  # the first one warms up
+        step = statistics.median(answer["steps"][1:] or answer["steps"])  # the first one warms up
         yield "decode", setting, batch / step, "tokens/s", ""
         if batch == 1:
             yield "first token", setting, answer["first"], "s", ""
             yield "weights read", setting, process.loaded["weights read in a step"] / 1e9 / step, "GB/s", ""
         joules = answer["joules"]
-        per_token = None if joules is None else joules / (len(answer["steps"]) + 1) / batch
+        per_token = None if joules is None else joules / len(answer["steps"]) / batch
         yield "energy", setting, per_token, "J/token", "" if joules is not None else "not available: nothing counts it"
 
 
@@ -114,9 +114,9 @@ def compare(run: Run, models: Sequence[str], chosen: Mapping[str, System], round
         for model in models:
             status.update(f"Making {model}")
             paths[model] = checkpoint(model)
-            (Path(folder) / paths[model].name).mkdir()
+            (Path(folder) / str(len(paths))).mkdir()
         for repeat in range(1, rounds + 1):
-            for model, path in paths.items():
+            for number, (model, path) in enumerate(paths.items(), start=1):
                 text = plan.texts.get(model, []) if repeat == 1 else []
                 for adapter, system in chosen.items():
                     if (model, adapter) in failed:
@@ -129,7 +129,7 @@ def compare(run: Run, models: Sequence[str], chosen: Mapping[str, System], round
                     try:
                         with Process(adapter, system, path, plan.device, plan.threads, plan.limit) as process:
                             note["versions"] = process.loaded["versions"]
-                            reference = Path(folder) / path.name
+                            reference = Path(folder) / str(number)
                             for figure, setting, value, unit, why in measure(
                                 process, plan, text, reference, adapter == REFERENCE
                             ):
@@ -158,14 +158,16 @@ def main(
         texts = {
             name: tokens_of(checkpoint(name), None, text_tokens).tolist() for name in names if has_trained_weights(name)
         }
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     native.load()  # compiled once, which is not the time of loading a model
     torch.set_num_threads(threads)
     plan = Plan(device, threads, limit, prompt, [int(batch) for batch in batches.split(",")], tokens, texts)
     run = Run("compare", device, threads)
-    compare(run, names, chosen, rounds, plan)
-    run.save(output)
+    try:
+        compare(run, names, chosen, rounds, plan)
+    finally:  # what was measured before somebody stopped it
+        run.save(output)
     for name, figures in tables.by_model(run.rows).items():
         show(f"{name}, {threads} threads (how many times as fast llmint8 is)", tables.speed(figures))
 

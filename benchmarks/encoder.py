@@ -148,6 +148,7 @@ def main(
     layers as any token does: it takes part in the choice of outlier columns, but not in the scale of another token.
     """
     transformers.utils.logging.disable_progress_bar()
+    run = Run("encoder")
     path = model or packaged_model()
     inputs, calibration = batches(path, sentences)
     rows = measure(path, inputs, calibration, bitsandbytes)
@@ -157,7 +158,6 @@ def main(
         f"Cosine to fp32, mean and least of {sentences} sentences, in batches that are {padding:.0%} padding",
         rows,
     )
-    run = Run("encoder")
     run.add_table(rows, model=path.name if model else PACKAGE, setting=f"sentences={sentences}")
     run.save(output)
 

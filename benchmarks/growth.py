@@ -52,7 +52,7 @@ def of_batch(process: Process, plan: Plan, batches: Iterable[int]) -> Iterator[t
 
 def _decode(process: Process, batch: int, plan: Plan) -> float:
     answer = process.ask("decode", prompt=16, batch=batch, tokens=STEPS, limit=DECODE_SECONDS, device=plan.device)
-    return batch / statistics.median(answer["steps"][1:])
+    return batch / statistics.median(answer["steps"][1:] or answer["steps"])
 
 
 def widths(run: Run, sizes: Sequence[int], rounds: int, device: str) -> None:
@@ -66,7 +66,7 @@ def widths(run: Run, sizes: Sequence[int], rounds: int, device: str) -> None:
     """
     for width in sizes:
         linear = nn.Linear(width, width, dtype=torch.bfloat16, device=device)
-        # As many copies as are larger than the caches together, as the layers of a model are.
+        # Copies, as a model has layers, so that weights come from memory; the smallest ones stay in a cache even so.
         copies = min(64, max(1, (128 << 20) // (width * width)))
         systems = {
             "llmint8": [Int8Linear.from_float(linear) for _ in range(copies)],

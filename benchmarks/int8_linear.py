@@ -40,6 +40,7 @@ def main(
     torch.manual_seed(0)
     weight, scale = ops.quantize_weight(torch.randn(n, k))
     float_weight, bias = torch.randn(n, k).bfloat16(), torch.randn(n).bfloat16()
+    isa = instruction_set or native.instruction_sets()[0]
     threads, read = torch.get_num_threads(), read_loops()
     run, rows = Run("int8_linear"), []
     with Console(stderr=True).status("Measuring") as status, torch.no_grad():
@@ -59,7 +60,7 @@ def main(
                 times["read loop"].append(min(read(weight, threads, which) for which in range(3)))
             for name, values in times.items():
                 for repeat, value in enumerate(values[1:], start=1):
-                    run.add(name, "layer", value, "s", model=f"{n}x{k}", setting=f"rows={m}", repeat=repeat)
+                    run.add(name, "layer", value, "s", model=f"{n}x{k}", setting=f"rows={m} isa={isa}", repeat=repeat)
             median = {name: statistics.median(values[1:]) for name, values in times.items()}
             gigabytes = {name: n * k / 1e9 / median[name] for name in ("llmint8", "read loop")}
             rows.append(
@@ -74,7 +75,7 @@ def main(
                     "read loop GB/s": f"{gigabytes['read loop']:.1f}",
                 }
             )
-    show(f"int8_linear, K {k}, N {n}, {instruction_set or native.instruction_sets()[0]}, {threads} threads", rows)
+    show(f"int8_linear, K {k}, N {n}, {isa}, {threads} threads", rows)
     run.save(output)
 
 

@@ -170,6 +170,7 @@ def main(
     of planted columns are divided by 20 to 60, so that few of the codes of their rows are left to them.
     """
     transformers.utils.logging.disable_progress_bar()
+    run = Run("paper_table1")
     path = model or default_model()
     evaluated, calibration = tokens_of(path, text, tokens + CALIBRATION_TOKENS).split([tokens, CALIBRATION_TOKENS])
     loaded = from_pretrained(path, load_in_8bit=False, dtype=torch.float32)
@@ -178,7 +179,6 @@ def main(
     planted = measure("planted", loaded, evaluated, calibration, window)
     rows: list[Cells] = [{"scheme": s, "paper 13B / fp32": paper_ratio(s), **plain[s], **planted[s]} for s in plain]
     show(f"Perplexity of {path.name}, {tokens} tokens in windows of {window}; outliers planted in {norms} norms", rows)
-    run = Run("paper_table1")
     run.add_table(rows, model=path.name, setting=f"tokens={tokens} window={window}")
     run.save(output)
 

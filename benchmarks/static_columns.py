@@ -143,6 +143,7 @@ def main(
 ) -> None:
     """Measures what mode "static" loses on text that it was not calibrated on, and how many of its columns return."""
     transformers.utils.logging.disable_progress_bar()
+    runs = Run("static_columns"), Run("static_columns_found_again")
     path = model or default_model()
     calibration, evaluated = tokens_of(path, tokens)
     int8 = calibrate(from_pretrained(path, dtype=torch.float32), calibration[None].split(window, dim=1))
@@ -161,8 +162,7 @@ def main(
     show(f"{path.name}: KL divergence to fp32, {tokens} tokens a text; calibrated on the {REFERENCE}", rows)
     again = persistence(int8, shares)
     show("Static columns that each text would choose, too (mean over the layers that have any)", again)
-    for benchmark, table in (("static_columns", rows), ("static_columns_found_again", again)):
-        run = Run(benchmark)
+    for run, table in zip(runs, (rows, again), strict=True):
         run.add_table(table, model=path.name, setting=f"tokens={tokens} window={window}")
         run.save(output)
 

@@ -99,6 +99,11 @@ def test_reloading_registers_once() -> None:
     assert python(code) == "True 1"
 
 
+def test_reloading_before_torch_is_imported() -> None:
+    code = "import llmint8, importlib; importlib.reload(llmint8); import torch; print(bool(torch.ops.llmint8.rotate))"
+    assert python(code) == "True"
+
+
 def test_the_version_is_that_of_the_package() -> None:
     from importlib.metadata import version
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 POWERCAP = Path("/sys/class/powercap")
 
 
@@ -47,7 +49,8 @@ def _nvml(device: str) -> dict[str, tuple[float, float]]:
         import pynvml
 
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0))
+        properties = torch.cuda.get_device_properties(device)  # its index here need not be NVML's
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
         return {device: (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3, float("inf"))}
     except Exception:  # no package, no driver, or a card before Volta
         return {}

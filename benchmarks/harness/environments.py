@@ -11,6 +11,7 @@ from pathlib import Path
 
 from systems import System
 
+from harness.host import versions
 from llmint8.cache import cache_folder
 
 
@@ -33,7 +34,8 @@ def python_of(adapter: str, system: System) -> Path:
     """
     if not system.requirements:
         return Path(sys.executable)
-    wanted = repr((sys.version, sys.prefix, system.requirements, system.without, dict(system.build)))
+    below = versions("torch", "transformers")
+    wanted = repr((sys.version, sys.prefix, below, system.requirements, system.without, dict(system.build)))
     folder = cache_folder() / "environments" / f"{adapter}-{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
     python = folder / "bin" / "python"
     if (folder / "ready").exists():

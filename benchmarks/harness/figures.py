@@ -81,7 +81,7 @@ def speed(figure: Figure, rows: Sequence[Row], theme: str) -> None:
 def model_size(figure: Figure, rows: Sequence[Row], theme: str) -> None:
     """Decoding against the size of the model, with what reading its weights allows."""
     axis = figure.subplots()
-    models = by_model(row for row in rows if row.figure != "layer")
+    models = by_model([row for row in rows if row.figure != "layer"])
     for system in _systems(rows):
         points = [
             (figures.median(system, "weights read in a step"), figures.median(system, "decode", "batch=1"), figures)
@@ -113,12 +113,14 @@ def prompt_length(figure: Figure, rows: Sequence[Row], theme: str) -> None:
         ("int8 product", "int8 products alone (torch._int_mm)"),
         ("bf16 product", "bf16 products alone"),
     ):
-        if operations := figures.median("limit", limit):
-            allowed = operations * 1e9 / (2 * products(name))
+        if (operations := figures.median("limit", limit)) and (needed := products(name)):
+            allowed = operations * 1e9 / (2 * needed)
             _limit(axis, [(x, allowed) for x in _points(figures, OURS, "prefill", "prompt=")[0]], label, theme)
     _label(axis, "tokens of the prompt", "tokens/s", f"Prefill, {name}")
-    axis.set_ylim(bottom=0)
     axis.set_yscale("linear")
+    axis.set_ylim(bottom=-0.25 * axis.get_ylim()[1])
+    axis.set_yticks([tick for tick in axis.get_yticks() if tick >= 0])
+    axis.legend(fontsize=9, loc="lower center", ncols=3)
 
 
 def batch(figure: Figure, rows: Sequence[Row], theme: str) -> None:
@@ -129,8 +131,8 @@ def batch(figure: Figure, rows: Sequence[Row], theme: str) -> None:
         _line(axis, *_points(figures, system, "decode", "batch="), system, theme)
     weights, loop = figures.median(OURS, "weights read in a step"), figures.median("limit", "read loop")
     operations = figures.median("limit", "int8 product")
-    if weights and loop and operations:
-        most = operations * 1e9 / (2 * products(name))
+    if weights and loop and operations and (needed := products(name)):
+        most = operations * 1e9 / (2 * needed)
         limit = [(x, min(x * loop * 1e9 / weights, most)) for x in _points(figures, OURS, "decode", "batch=")[0]]
         _limit(axis, limit, "what reading int8 weights and int8 products allow", theme)
     _label(axis, "sequences decoded together", "tokens/s of all", f"Decoding a batch, {name}")

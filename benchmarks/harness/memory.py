@@ -30,6 +30,7 @@ class Peak:
     def __init__(self, device: str = "cpu") -> None:
         self._device = device
         if device != "cpu":
+            torch.cuda.init()
             torch.cuda.reset_peak_memory_stats(device)
         self.before = self._most = anonymous_bytes()
         self._done = threading.Event()

@@ -49,13 +49,16 @@ def random_llama(size: str) -> Path:
     return folder
 
 
-def products(name: str) -> int:
+def products(name: str) -> int | None:
     """Returns the multiplications of a token in the layers of a random Llama, its head and its attention left out.
 
     Args:
-        name: Of its folder.
+        name: Of its folder; None is known of others.
     """
-    hidden, intermediate, layers, heads, key_heads = SIZES[name.removeprefix("random-llama-")]
+    size = SIZES.get(name.removeprefix("random-llama-"))
+    if size is None:
+        return None
+    hidden, intermediate, layers, heads, key_heads = size
     return layers * hidden * (2 * hidden + 2 * hidden * key_heads // heads + 3 * intermediate)
 
 

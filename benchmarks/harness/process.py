@@ -1,5 +1,6 @@
 """Starts a system in a process of its own environment and asks it."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -74,6 +75,7 @@ class Process:
         self.loaded = self._first({**setup, "only_prepare": False})
 
     def _start(self, python: Path, threads: int) -> None:
+        self._ended = ""  # why, once it has
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, a pipe that nobody reads would stop who writes much
         self._process = subprocess.Popen(
             [python, "-m", "harness.worker"],
@@ -106,6 +108,8 @@ class Process:
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        if self._ended:
+            raise BenchmarkError(self._ended)
         try:
             print(json.dumps(request), file=self._process.stdin, flush=True)
         except BrokenPipeError:
@@ -113,7 +117,8 @@ class Process:
         end = time.monotonic() + self._limit
         if not select.select([self._process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
             self.stop()
-            raise BenchmarkError(f"took more than {self._limit:.0f} s")
+            self._ended = f"took more than {self._limit:g} s"
+            raise BenchmarkError(self._ended)
         line = self._process.stdout.readline()
         if not line:
             raise BenchmarkError(self._reason())
@@ -123,7 +128,8 @@ class Process:
         code = self._process.wait()
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
-        return f"ended with {code}: {lines[-1][:300] if lines else 'it printed nothing'}"
+        self._ended = f"ended with {code}: {lines[-1][:300] if lines else 'it printed nothing'}"
+        return self._ended
 
     def stop(self) -> None:
         """Ends the process."""
@@ -131,7 +137,8 @@ class Process:
             self._process.kill()
             self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
-            stream.close()  # type: ignore[union-attr]
+            with contextlib.suppress(OSError):  # what was still to be sent to who is gone
+                stream.close()  # type: ignore[union-attr]
 
     def __enter__(self) -> Self:
         return self

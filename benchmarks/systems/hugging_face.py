@@ -68,7 +68,7 @@ class HuggingFace:
 
     def _wait(self) -> None:
         if self.model.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.model.device)
 
 
 def _tensors(model: Any) -> dict[int, Tensor]:
@@ -80,4 +80,5 @@ def _bytes(tensor: Tensor) -> int:
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         return sum(_bytes(getattr(tensor, name)) for name in names)
-    return tensor.numel() * tensor.element_size()
+    scale = getattr(tensor, "SCB", None)  # of bitsandbytes, which keeps it beside the codes
+    return tensor.nbytes + (0 if scale is None else scale.nbytes)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from systems import System
-from systems.model import STEPS_AT_LEAST, random_tokens
+from systems.model import STEPS_AT_LEAST, made_from, random_tokens
 
 SYSTEM = System(
     "llama.cpp Q8_0",
@@ -20,7 +20,7 @@ SYSTEM = System(
     build={"CMAKE_ARGS": "-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF"},
 )
 SEQUENCES = 64
-CELLS = 8192  # of the KV cache: tokens of all sequences together
+CELLS = 256  # of the KV cache at first: tokens of all sequences together
 BATCH = 2048  # tokens of one call
 
 
@@ -28,7 +28,7 @@ def checkpoint_of(checkpoint: Path) -> Path:
     """Returns the GGUF file of a checkpoint, made on the first call."""
     from harness.gguf_export import q8_0
 
-    return q8_0(checkpoint, checkpoint.with_name(f"{checkpoint.name}-q8_0.gguf"))
+    return q8_0(checkpoint, made_from(checkpoint, "q8_0.gguf"))
 
 
 def load(checkpoint: Path, device: str) -> "LlamaCpp":
@@ -49,19 +49,16 @@ class LlamaCpp:
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self._quiet, None)
         self._model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
-        settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx, settings.n_batch, settings.n_ubatch = CELLS, BATCH, 512
-        settings.n_seq_max, settings.kv_unified = SEQUENCES, True
-        settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
-        self._context = llama_cpp.llama_init_from_model(self._model, settings)
-        if not self._model or not self._context:
+        if not self._model:
             raise RuntimeError(f"llama.cpp cannot load {file}")
+        self._context, self._cells = None, 0
+        self._forget(CELLS)
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
 
     def prefill(self, prompt: int, batch: int) -> float:
         """Times one call of each 2048 tokens."""
         tokens = random_tokens(prompt, batch, self.vocabulary)
-        self._forget()
+        self._forget(batch * prompt)
         start = time.perf_counter()
         self._prompt(tokens)
         return time.perf_counter() - start
@@ -69,7 +66,7 @@ class LlamaCpp:
     def decode(self, prompt: int, batch: int, tokens: int, limit: float) -> list[float]:
         """Times a prompt, and steps of one token a sequence, the most likely one."""
         inputs = random_tokens(prompt, batch, self.vocabulary)
-        self._forget()
+        self._forget(batch * (prompt + tokens + 1))
         times = [time.perf_counter()]
         logits = self._prompt(inputs)
         for position in range(prompt, prompt + tokens + 1):
@@ -83,7 +80,7 @@ class LlamaCpp:
 
     def log_probs(self, tokens: Tensor) -> Tensor:
         """Runs one window, as a prompt."""
-        self._forget()
+        self._forget(len(tokens))
         entries = [(token, position, 0, True) for position, token in enumerate(tokens.tolist())]
         return self._run(entries).log_softmax(-1)
 
@@ -95,8 +92,20 @@ class LlamaCpp:
         total = sum(sizes.values())
         return total, total - (sizes["token_embd.weight"] if "output.weight" in sizes else 0)
 
-    def _forget(self) -> None:
-        self._cpp.llama_memory_clear(self._cpp.llama_get_memory(self._context), True)
+    def _forget(self, cells: int) -> None:
+        """Empties the cache, and makes it larger if it has no room for so many tokens."""
+        if cells <= self._cells:
+            self._cpp.llama_memory_clear(self._cpp.llama_get_memory(self._context), True)
+            return
+        if self._context is not None:
+            self._cpp.llama_free(self._context)
+        settings = self._cpp.llama_context_default_params()
+        settings.n_ctx, settings.n_batch, settings.n_ubatch = cells, BATCH, 512
+        settings.n_seq_max, settings.kv_unified = SEQUENCES, True
+        settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
+        self._context, self._cells = self._cpp.llama_init_from_model(self._model, settings), cells
+        if not self._context:
+            raise RuntimeError(f"llama.cpp has no room for {cells} tokens")
 
     def _prompt(self, tokens: Tensor) -> Tensor:
         """Runs prompts, int64 [batch, count]; returns the logits of their last tokens, fp32 [batch, vocabulary]."""

@@ -1,5 +1,6 @@
 """What a loaded system answers."""
 
+import hashlib
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +40,21 @@ def random_tokens(count: int, batch: int, vocabulary: int) -> Tensor:
     """Returns the tokens of a prompt, int64 [batch, count]; sequences differ, and are the same for every system."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(100, min(vocabulary, 40000), (batch, count), generator=generator)
+
+
+def made_from(checkpoint: Path, kind: str) -> Path:
+    """Returns where a checkpoint goes that is made from another one, in the user's cache.
+
+    Args:
+        checkpoint: Folder.
+        kind: The end of the name.
+    """
+    from llmint8.cache import cache_folder
+
+    where = hashlib.sha256(str(checkpoint.resolve()).encode()).hexdigest()[:8]
+    folder = cache_folder() / "made"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{checkpoint.name}-{where}-{kind}"
 
 
 def checkpoint_bytes(checkpoint: Path) -> int:

@@ -11,10 +11,13 @@ def one_line_errors() -> Iterator[None]:
     """Turns errors about arguments and files into a line on stderr and exit status 2.
 
     Raises:
-        typer.Exit: Instead of an OSError, ValueError or TypeError.
+        typer.Exit: Instead of one of the errors that libraries raise for what is wrong with a model.
     """
     try:
         yield
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:
+        known = isinstance(error, (OSError, ValueError, TypeError, ImportError, RuntimeError))
+        if not known and not type(error).__module__.startswith("huggingface_hub."):  # which checks configurations
+            raise
         typer.echo(f"llmint8: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error

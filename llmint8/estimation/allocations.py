@@ -131,8 +131,8 @@ class _Attention(TorchFunctionMode):
             return func(*args, **kwargs)
         names = ("query", "key", "value")
         query, key, value = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(names))
-        batch, heads, rows, _ = query.shape
-        result = query.new_empty(batch, rows, heads, value.shape[-1]).transpose(1, 2)
+        *batch, heads, rows, _ = query.shape
+        result = query.new_empty(*batch, rows, heads, value.shape[-1]).transpose(-3, -2)
         self._record.passing(attention_bytes(query, key, value, self._device), result)
         return result
 

@@ -133,19 +133,20 @@ def _fits(
     most: int | None,
     footprints: Sequence[Footprint],
 ) -> tuple[Fit, ...]:
-    """Whether each card has room for the weights, and for what the contexts take besides if that is known."""
+    """Whether each card has room for loading, and for what the contexts take besides the weights if that is known."""
     fits = []
     for card in CARDS:
         fit: list[bool] = []
         longest: list[int | None] = []
         for besides, footprint in zip(besides_weights, footprints, strict=True):
             free = card.usable - footprint.weights.total
+            loads = footprint.loading <= card.usable
             if besides is None:
-                fit.append(footprint.total <= card.usable)
+                fit.append(loads)
                 longest.append(None)
             else:
-                found = longest_context(free, contexts, besides)
-                fit.append(besides[contexts.index(context)] <= free)
+                found = longest_context(free, contexts, besides) if loads else 0
+                fit.append(loads and besides[contexts.index(context)] <= free)
                 longest.append(found if most is None else min(found, most))
         fits.append(Fit(card, fit[0], fit[1], longest[0], longest[1]))
     return tuple(fits)

@@ -8,7 +8,7 @@ from torch import Tensor
 # Constants of kernels/cpu/csrc/linear.h and kernels.h.
 _DECODE_ROWS = 8
 _PREFILL_ROWS = 2048
-_DIGITS = 3
+_DIGITS = 3  # of a byte each, where the processor multiplies bytes; with AVX2 alone they have two
 _FEW_OUTLIERS = 32
 _PANEL = 32  # of keys that attention packs
 _FEW_QUERIES = 4
@@ -37,9 +37,9 @@ def attention_bytes(query: Tensor, key: Tensor, value: Tensor, device: str) -> i
         value: [batch, key_heads, S, value_depth].
         device: As above.
     """
-    rows = query.shape[0] * query.shape[1] * query.shape[2]
-    scores = 2 * rows * key.shape[2] * query.element_size()
-    return 4 * rows + (scores if device == "cpu" and query.shape[3] != value.shape[3] else 0)
+    rows = _rows(query)
+    scores = 2 * rows * key.shape[-2] * query.element_size()
+    return 4 * rows + (scores if device == "cpu" and query.shape[-1] != value.shape[-1] else 0)
 
 
 def _codes(rows: int, columns: int, budget: int) -> int:

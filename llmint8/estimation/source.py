@@ -68,8 +68,8 @@ def find(
     else:
         settings = merged_settings(int8_settings(stored, given), config, {})
         model_config = _without_quantization(model_config)
-        if not files:
-            # Which columns are static is in the weights alone; without them the mode has no effect on bytes.
+        if not files and "static" in (settings.mode, *(dict(own).get("mode") for _, own in settings.overrides)):
+            # Which columns are static is in the weights alone.
             settings = settings.replace(mode="none", overrides=())
             notes.append("static outlier columns, 8 bytes each, are not counted: the weights are not here")
     kept_in = _dtype(dtype, model_config, files, notes)

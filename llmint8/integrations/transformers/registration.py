@@ -22,7 +22,15 @@ def register() -> None:
         if module in sys.modules:
             function()
         else:
+            _forget_earlier(module)
             sys.meta_path.insert(0, _AfterImport(module, function))
+
+
+def _forget_earlier(module: str) -> None:
+    """Removes what waits for a module since this package was imported before: two would ask each other for ever."""
+    for finder in list(sys.meta_path):
+        if type(finder).__name__ == _AfterImport.__name__ and getattr(finder, "name", None) == module:
+            sys.meta_path.remove(finder)
 
 
 def _register_operators() -> None:
