@@ -3,6 +3,7 @@
 import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -24,15 +25,27 @@ def machine(rows: Sequence[Row]) -> str:
 
 
 def packages(rows: Sequence[Row]) -> str:
-    """Returns the versions in some rows."""
-    found = dict.fromkeys(package for row in rows for package in row.versions.split(", ") if package)
-    return ", ".join(sorted(found))
+    """Returns the versions in some rows: what most systems have, then what is of few."""
+    of_systems: dict[str, list[str]] = {}
+    for row in rows:
+        if row.versions:
+            of_systems[row.system] = row.versions.split(", ")
+    counts = Counter(package for found in of_systems.values() for package in found)
+    common = sorted(package for package, count in counts.items() if 2 * count > len(of_systems))
+    names = {package.partition(" ")[0] for package in common}
+    others = {
+        f"{package} ({system})" if package.partition(" ")[0] in names else package
+        for system, found in of_systems.items()
+        for package in found
+        if package not in common
+    }
+    return ", ".join([*common, *sorted(others)])
 
 
 def speed(rows: Sequence[Row], model: str) -> str:
     """The main table of one model."""
     model_figures = tables.Figures(rows)
-    notes = f"{machine(rows)} {tables.energy(model_figures)} {packages(rows)}."
+    notes = f"{machine(rows)} {tables.energy(model_figures)} {packages(rows)}. {model_figures.missing()}".rstrip()
     return f"{tables.markdown(tables.speed(model_figures))}\n\n{notes}"
 
 

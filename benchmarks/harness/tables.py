@@ -28,6 +28,15 @@ class Figures:
             else:
                 self._values.setdefault(key, {})[row.repeat] = row.value
 
+    def missing(self) -> str:
+        """Returns sentences on figures that a system does not have, though it ran, and why; energy has its own."""
+        absent = {(system, figure): note for (system, figure, _), note in self._notes.items() if note}
+        return " ".join(
+            f"{system} has no {figure}: {note}."
+            for (system, figure), note in absent.items()
+            if figure not in ("energy", "failed")
+        )
+
     def settings(self, figure: str) -> list[str]:
         """Returns at which sizes a figure was measured, in their order."""
         return list(dict.fromkeys(setting for _, name, setting in self._values if name == figure))

@@ -29,6 +29,13 @@ def test_tables_are_put_between_their_marks() -> None:
     assert report.fill(made, _rows()) == made
 
 
+def test_versions_are_those_of_most_systems_and_then_others() -> None:
+    run = Run("compare")
+    for system, versions in (("a", "torch 2, x 1"), ("b", "torch 2, x 1"), ("c", "torch 2, x 0, y 3")):
+        run.add(system, "load", 1.0, "s", versions=versions)
+    assert report.packages(run.rows) == "torch 2, x 1, x 0 (c), y 3"
+
+
 def test_other_benchmarks_are_tables_of_their_systems_and_figures() -> None:
     made = report.fill("<!-- table: accuracy m -->\n<!-- end of table -->", _rows())
     assert "| | KL |\n|---|---:|\n| default | 0.0038 |" in made

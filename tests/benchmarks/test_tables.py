@@ -45,6 +45,12 @@ def test_energy_is_what_was_counted_or_not_available() -> None:
     assert tables.energy(tables.Figures(run.rows)) == f"Energy of a token: llmint8 1.25 J ({DECODE})."
 
 
+def test_a_figure_that_a_system_cannot_give_is_explained() -> None:
+    run = _run()
+    run.add("peer", "KL", None, "", model="m", setting="tokens=9", note="it has no logits")
+    assert tables.Figures(run.rows).missing() == "peer has no KL: it has no logits."
+
+
 def test_memory_is_in_megabytes() -> None:
     run = Run("memory")
     for figure, value in (("weights", 1_373_000_000), ("peak anonymous", 1_500_000_000), ("load", 2.5)):
