@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from harness import ceiling, tables
+from harness import ceiling, options, tables
 from harness.models import checkpoint, has_trained_weights
 from harness.process import BenchmarkError, Process, systems
 from harness.results import Run, show
@@ -140,17 +140,17 @@ def compare(run: Run, models: Sequence[str], chosen: Mapping[str, System], round
 
 
 def main(
-    models: Annotated[str, typer.Option(help="Names or folders of 16-bit checkpoints.")] = "1.1b,smollm2",
-    only: Annotated[str, typer.Option(help="Adapters in systems/; those of the main table by default.")] = "",
+    models: options.Models = "1.1b,smollm2",
+    only: options.Only = "",
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 256,
     batches: Annotated[str, typer.Option(help="Sequences that are decoded together.")] = "1,8,32",
     tokens: Annotated[int, typer.Option(help="Steps of decoding.")] = 16,
     text_tokens: Annotated[int, typer.Option(help="Tokens that accuracy is measured on.")] = 1024,
-    rounds: Annotated[int, typer.Option(help="Interleaved repeats.")] = 3,
-    threads: Annotated[int, typer.Option(help="Of the processor.")] = torch.get_num_threads(),
-    device: Annotated[str, typer.Option(help="cpu, or a GPU as torch names it.")] = "cpu",
-    limit: Annotated[float, typer.Option(help="Seconds that an answer may take.")] = 600,
-    output: Annotated[Path | None, typer.Option(help="CSV to append to.")] = None,
+    rounds: options.Rounds = 3,
+    threads: options.Threads = options.THREADS,
+    device: options.Device = "cpu",
+    limit: options.Limit = 600,
+    output: options.Output = None,
 ) -> None:
     """Measures the main table."""
     try:
@@ -164,10 +164,8 @@ def main(
     torch.set_num_threads(threads)
     plan = Plan(device, threads, limit, prompt, [int(batch) for batch in batches.split(",")], tokens, texts)
     run = Run("compare", device, threads)
-    try:
-        compare(run, names, chosen, rounds, plan)
-    finally:  # what was measured before somebody stopped it
-        run.save(output)
+    compare(run, names, chosen, rounds, plan)
+    run.save(output)
     for name, figures in tables.by_model(run.rows).items():
         show(f"{name}, {threads} threads (how many times as fast llmint8 is)", tables.speed(figures))
 

@@ -4,13 +4,12 @@ import copy
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from compare import DECODE_SECONDS, Plan
-from harness import ceiling
+from harness import ceiling, options
 from harness.models import SIZES, checkpoint
 from harness.process import BenchmarkError, Process, systems
 from harness.results import Run, show
@@ -99,12 +98,12 @@ def main(
     prompts: Annotated[str, typer.Option(help="Tokens.")] = ",".join(map(str, PROMPTS)),
     batches: Annotated[str, typer.Option(help="Sequences.")] = ",".join(map(str, BATCHES)),
     layer_widths: Annotated[str, typer.Option(help="Input and output features.")] = ",".join(map(str, WIDTHS)),
-    only: Annotated[str, typer.Option(help="Adapters in systems/.")] = SYSTEMS,
-    rounds: Annotated[int, typer.Option(help="Interleaved repeats.")] = 2,
-    threads: Annotated[int, typer.Option(help="Of the processor.")] = torch.get_num_threads(),
-    device: Annotated[str, typer.Option(help="cpu, or a GPU as torch names it.")] = "cpu",
-    limit: Annotated[float, typer.Option(help="Seconds that an answer may take.")] = 600,
-    output: Annotated[Path | None, typer.Option(help="CSV to append to.")] = None,
+    only: options.Only = SYSTEMS,
+    rounds: options.Rounds = 2,
+    threads: options.Threads = options.THREADS,
+    device: options.Device = "cpu",
+    limit: options.Limit = 600,
+    output: options.Output = None,
 ) -> None:
     """Measures what the figures of growth show, and the limits that are drawn in them."""
     try:

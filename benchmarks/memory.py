@@ -1,12 +1,9 @@
 """The memory of loading a model with every system, and what it takes afterwards."""
 
-from pathlib import Path
-from typing import Annotated
-
 import torch
 import typer
 from compare import Plan, compare
-from harness import tables
+from harness import options, tables
 from harness.process import systems
 from harness.results import Run, show
 
@@ -16,13 +13,13 @@ SYSTEMS = "llmint8,llmint8_saved,transformers_bf16,bitsandbytes,torchao_weight_o
 
 
 def main(
-    models: Annotated[str, typer.Option(help="Names or folders of 16-bit checkpoints.")] = "1.1b",
-    only: Annotated[str, typer.Option(help="Adapters in systems/.")] = SYSTEMS,
-    rounds: Annotated[int, typer.Option(help="Interleaved repeats.")] = 3,
-    threads: Annotated[int, typer.Option(help="Of the processor.")] = torch.get_num_threads(),
-    device: Annotated[str, typer.Option(help="cpu, or a GPU as torch names it.")] = "cpu",
-    limit: Annotated[float, typer.Option(help="Seconds that loading may take.")] = 600,
-    output: Annotated[Path | None, typer.Option(help="CSV to append to.")] = None,
+    models: options.Models = "1.1b",
+    only: options.Only = SYSTEMS,
+    rounds: options.Rounds = 3,
+    threads: options.Threads = options.THREADS,
+    device: options.Device = "cpu",
+    limit: options.Limit = 600,
+    output: options.Output = None,
 ) -> None:
     """Loads the same checkpoint with every system, each in a process of its own, the files in the page cache."""
     try:

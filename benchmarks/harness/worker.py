@@ -69,12 +69,17 @@ def decode(model: Model, prompt: int, batch: int, tokens: int, limit: float, dev
 def accuracy(model: Model, tokens: list[int], window: int, reference: str, write: bool) -> dict[str, Any]:
     """Compares the distributions of each next token with those in a folder, or writes them there.
 
+    As `llmint8.analysis.compare` does; but a system of others must not import llmint8, which changes transformers.
+
     Args:
         model: A loaded one.
         tokens: Of a text.
         window: Tokens of one forward pass.
         reference: The folder.
         write: Whether this model is what others are compared with.
+
+    Returns:
+        Perplexity, and where there is a reference "KL", in nats per token, and "top-1", a share.
     """
     loss = divergence = agreement = count = 0.0
     for index, inputs in enumerate(torch.tensor(tokens).split(window)):

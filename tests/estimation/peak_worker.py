@@ -5,7 +5,6 @@ import gc
 import itertools
 import json
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -14,31 +13,9 @@ import transformers
 
 import llmint8
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-def anonymous_bytes() -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no RssAnon")
-
-
-class Peak:
-    """The most anonymous memory that is there while a block runs, looked at every 2 ms."""
-
-    def __enter__(self) -> "Peak":
-        self.bytes = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-        return self
-
-    def _sample(self) -> None:
-        while not self._done.wait(0.002):
-            self.bytes = max(self.bytes, anonymous_bytes())
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
+from harness.memory import Peak, anonymous_bytes
 
 
 def generate(model: transformers.PreTrainedModel, batch: int, context: int) -> None:
@@ -72,10 +49,10 @@ def main(folder: str, bits: str, *shapes: str) -> None:
     for shape in shapes:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what loading or the run before has left
-        with Peak() as peak:
-            generate(model, *map(int, shape.split("x")))
-            time.sleep(0.01)
-        peaks[shape] = peak.bytes - before + mapped
+        peak = Peak()
+        generate(model, *map(int, shape.split("x")))
+        time.sleep(0.01)
+        peaks[shape] = peak.stop()["peak anonymous"] - before + mapped
     print(json.dumps(peaks))
 
 

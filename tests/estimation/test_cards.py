@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import llmint8
-from llmint8.estimation.cards import CARDS, RESERVED
+from llmint8.estimation.cards import CARDS, RESERVED, Card
 from llmint8.estimation.longest import contexts_to_try, longest_context
 
 
@@ -60,3 +60,14 @@ def test_a_longest_context_fits_and_a_longer_one_does_not(config_of_7b: Path) ->
     assert checked >= 2
     assert [fit.int8 for fit in estimate.cards[:3]] == [False, True, True]  # 6.7 GB of weights and 2 GB of cache
     assert [fit.unquantized for fit in estimate.cards[2:4]] == [False, True]
+
+
+def test_a_model_that_cannot_be_loaded_does_not_fit(config_of_7b: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    footprint = llmint8.estimate(config_of_7b, context=16).int8
+    assert footprint.total < footprint.loading  # a short context takes less than the largest weight
+    memory = (footprint.total + footprint.loading) // 2 + RESERVED
+    card = Card("a card between them", 8, memory)
+    monkeypatch.setattr("llmint8.estimation.compute.CARDS", (card,))
+    (fit,) = llmint8.estimate(config_of_7b, context=16).cards
+    assert not fit.int8
+    assert fit.int8_context == 0
