@@ -15,15 +15,16 @@ from harness.results import Run, show
 from rich.console import Console
 from torch import nn
 
-from llmint8 import Int8Linear
+from llmint8 import Int8Config, Int8Linear
 
 # (N, K) of Llama-3.1-8B: queries, keys, gate and down.
 SHAPES = "4096x4096,1024x4096,14336x4096,4096x14336"
 ROWS = "1,4,16,32,64,128,512,2048"
 MODES = {
-    "llmint8": ("budget", 0.0, 32, True, False),
-    "llmint8 threshold 6": ("threshold", 6.0, 0, False, True),
-    "llmint8 static": ("static", 0.0, 32, True, False),
+    "llmint8": {},
+    "llmint8, budget used up": {"threshold": 1e-3},
+    "llmint8 threshold 6": {"threshold": 6.0, "symmetric": True},
+    "llmint8 static": {"mode": "static", "budget": 32},
 }
 
 Call = Callable[[], Any]
@@ -73,8 +74,8 @@ def systems(n: int, k: int, x: torch.Tensor) -> dict[str, Call]:
     calls: dict[str, Call] = {}
     for name, settings in MODES.items():
         layer = Int8Linear.from_float(half)
-        layer._settings = settings
-        layer.set_outlier_columns(torch.arange(32, device="cuda") if settings[0] == "static" else None)
+        layer.int8_config = Int8Config(**settings)
+        layer.set_outlier_columns(torch.arange(32, device="cuda") if layer.int8_config.mode == "static" else None)
         calls[name] = lambda layer=layer: layer(x)
     calls["16 bit"] = lambda: half(x)
     m = max(x.shape[0], 17)  # torch._int_mm takes no fewer rows

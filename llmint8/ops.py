@@ -85,7 +85,8 @@ def int8_linear(
         TypeError: A dtype is not one of the above.
         ValueError: The shapes do not fit, or `mode` is unknown.
     """
-    return _int8_linear_op(x, weight, weight_scale, bias, outlier_columns, mode, threshold, budget, relative, symmetric)
+    run = _int8_linear_reference if _needs_no_dispatcher(x) else _int8_linear_op
+    return run(x, weight, weight_scale, bias, outlier_columns, mode, threshold, budget, relative, symmetric)
 
 
 def quantize_weight(weight: Tensor, name: str = "the weight") -> tuple[Tensor, Tensor]:
@@ -171,6 +172,19 @@ def dequantize_weight(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype =
 
 
 _int8_linear_op = torch.ops.llmint8.int8_linear.default
+
+
+def _needs_no_dispatcher(x: Tensor) -> bool:
+    """Whether only kernels would see a call: decoding on a GPU waits for the host, half of the time for dispatching."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) is Tensor
+        and x.is_cuda
+        and not torch.is_grad_enabled()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+    )
 
 
 def _check(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> None:

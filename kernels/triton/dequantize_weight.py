@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmint8.kernels.triton import tiles
-from llmint8.kernels.triton.int8_linear import on_device, with_contiguous_rows
+from llmint8.kernels.triton.launch import launch, on_device, with_contiguous_rows
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -49,7 +49,9 @@ def dequantize_weight(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) 
     tile = tiles.DEQUANTIZE
     grid = triton.cdiv(n, tile.block_n), triton.cdiv(k, tile.block_k)
     with on_device(weight):
-        dequantize_weight_kernel[grid](
+        launch(
+            dequantize_weight_kernel,
+            grid,
             weight,
             weight_scale,
             result,

@@ -1,21 +1,16 @@
 """`int8_linear` on a GPU: which kernels run for an input."""
 
-import contextlib
-from contextlib import AbstractContextManager
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from llmint8 import functional
 from llmint8.kernels.triton import tiles
+from llmint8.kernels.triton.dequantized_linear import dequantized_linear
 from llmint8.kernels.triton.int_mm_linear import can_int_mm, int_mm_linear
+from llmint8.kernels.triton.launch import on_device, with_contiguous_rows
 from llmint8.kernels.triton.mixed_linear import mixed_linear
 from llmint8.kernels.triton.quantize_rows import MODES, quantize_rows
 from llmint8.kernels.triton.weight_only_linear import weight_only_linear
-
-# Offsets within a tile, of at most 256 rows, have 32 bits.
-_FARTHEST = (1 << 31) // 256
 
 
 def int8_linear(
@@ -33,7 +28,7 @@ def int8_linear(
     """Applies an int8 weight as `llmint8.kernels.reference.int8_linear` does, without ever waiting for the GPU.
 
     More rows than there stay unquantized, as many as `tiles.Tables.decode_rows`; and all of them on a GPU whose int8
-    is not worth it, or with K above 65536.
+    is not worth it, or with K above 65536: then the weight is dequantized for the call.
 
     Args:
         x: fp16, bf16 or fp32 [M, K], M and K at least 1, any strides.
@@ -64,7 +59,10 @@ def int8_linear(
         functional.select_outliers(x, None, mode, threshold, budget, relative)  # raises the error
     with on_device(x):
         use_int_mm = tables.mixed_linear is None and can_int_mm(x, weight)
-        if decode or k > functional.INT32_K or not (tables.mixed_linear or use_int_mm):
+        in_float = k > functional.INT32_K or not (tables.mixed_linear or use_int_mm)
+        if not decode and x.dtype != torch.float32 and (in_float or tables.dequantize):
+            return dequantized_linear(x, weight, weight_scale, bias)
+        if decode or in_float:
             if not decode and not tiles.is_aligned(x):
                 x = x.clone(memory_format=torch.contiguous_format)
             return weight_only_linear(x, weight, weight_scale, bias)
@@ -75,19 +73,6 @@ def int8_linear(
         rows = quantize_rows(x, columns, mode, threshold, budget, relative, symmetric, ones_row)
         multiply = int_mm_linear if use_int_mm else mixed_linear
         return multiply(x, rows, weight, weight_scale, bias)
-
-
-def with_contiguous_rows(x: Tensor) -> Tensor:
-    """Returns a matrix whose rows are contiguous and not too far from each other: itself, if they are, or a copy."""
-    contiguous = x.stride(1) == 1 or x.shape[1] == 1
-    return x if contiguous and x.stride(0) < _FARTHEST else x.contiguous()
-
-
-def on_device(x: Tensor) -> AbstractContextManager[Any]:
-    """Makes the device of a tensor the one that kernels are launched on, if it is another one."""
-    if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
-        return contextlib.nullcontext()
-    return torch.cuda.device(x.device)
 
 
 def _static_columns(x: Tensor, columns: Tensor | None) -> Tensor:

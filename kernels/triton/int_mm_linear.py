@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmint8.kernels.triton import tiles
+from llmint8.kernels.triton.launch import launch
 from llmint8.kernels.triton.products import add_outliers, scale_and_add_bias
 from llmint8.kernels.triton.quantize_rows import QuantizedRows
 
@@ -53,7 +54,19 @@ def scale_product_kernel(
         x += first_m * stride_xm
         weight += first_n * stride_weight
         result = add_outliers(
-            x, weight, columns, count, result, inside_m, inside_n, stride_xm, stride_weight, BLOCK_M, BLOCK_N, BLOCK_O
+            x,
+            weight,
+            columns,
+            count,
+            result,
+            inside_m,
+            inside_n,
+            stride_xm,
+            stride_weight,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_O,
+            False,
         )
     result = scale_and_add_bias(result, weight_scale, bias, first_n + n, inside_n)
     tl.store(y + offsets, result.to(y.dtype.element_ty), mask=inside)
@@ -85,7 +98,9 @@ def int_mm_linear(x: Tensor, rows: QuantizedRows, weight: Tensor, weight_scale: 
     product = torch._int_mm(rows.codes, weight.T)
     y = torch.empty(m, n, dtype=x.dtype, device=x.device)
     tile = tiles.SCALE_PRODUCT
-    scale_product_kernel[(triton.cdiv(m, tile.block_m), triton.cdiv(n, tile.block_n))](
+    launch(
+        scale_product_kernel,
+        (triton.cdiv(m, tile.block_m), triton.cdiv(n, tile.block_n)),
         x,
         product,
         *rows[1:],

@@ -6,6 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from llmint8.kernels.triton import tiles
+from llmint8.kernels.triton.gather_outliers import gather_outliers
+from llmint8.kernels.triton.launch import launch
 from llmint8.kernels.triton.products import add_outliers, operand_masks, scale_and_add_bias, tile_of_program
 from llmint8.kernels.triton.quantize_rows import QuantizedRows
 
@@ -19,6 +21,7 @@ def mixed_linear_kernel(
     columns,
     count,
     weight,
+    weight_outliers,
     weight_scale,
     bias,
     y,
@@ -28,6 +31,7 @@ def mixed_linear_kernel(
     stride_xm,
     stride_codes,
     stride_weight,
+    stride_outliers,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -35,8 +39,9 @@ def mixed_linear_kernel(
     GROUP_M: tl.constexpr,
     UNROLL: tl.constexpr,
     EVEN_K: tl.constexpr,
+    GATHERED: tl.constexpr,
 ):
-    """One program computes one tile of y."""
+    """One program computes one tile of y; of x, only the outlier columns are read."""
     tile_m, tile_n = tile_of_program(M, N, BLOCK_M, BLOCK_N, GROUP_M)
     # 64-bit arithmetic where a tile starts, 32 bits within it.
     first_m = tile_m.to(tl.int64) * BLOCK_M
@@ -58,7 +63,7 @@ def mixed_linear_kernel(
             mask_a, mask_b = operand_masks(inside_m, inside_n, k < K - start - part * BLOCK_K, EVEN_K)
             a = tl.load(a_rows + part * BLOCK_K, mask=mask_a, other=0)
             b = tl.load(b_rows + part * BLOCK_K, mask=mask_b, other=0)
-            sums = tl.dot(a, b, sums)
+            sums = tl.dot(a, b, sums, out_dtype=tl.int32)  # which Triton 3.6 does not infer
             if zero_point is not None:
                 weight_sums += tl.sum(b.to(tl.int32), axis=0)
         a_rows += BLOCK_K * UNROLL
@@ -69,8 +74,23 @@ def mixed_linear_kernel(
     result = sums.to(tl.float32) * tl.load(scale + first_m + m, mask=inside_m, other=0.0)[:, None]
     if columns is not None:
         x += first_m * stride_xm
+        if GATHERED:
+            weight = weight_outliers + first_n * stride_outliers
+            stride_weight = stride_outliers
         result = add_outliers(
-            x, weight, columns, count, result, inside_m, inside_n, stride_xm, stride_weight, BLOCK_M, BLOCK_N, BLOCK_O
+            x,
+            weight,
+            columns,
+            count,
+            result,
+            inside_m,
+            inside_n,
+            stride_xm,
+            stride_weight,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_O,
+            GATHERED,
         )
     result = scale_and_add_bias(result, weight_scale, bias, first_n + n, inside_n)
     y += first_m * N + first_n
@@ -101,26 +121,40 @@ def mixed_linear(
     (m, k), n = x.shape, weight.shape[0]
     y = torch.empty(m, n, dtype=x.dtype, device=x.device)
     tile = tile or _tile(x, weight)
-    mixed_linear_kernel[(triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n),)](
-        x,
+    block_o = 16 if x.dtype == torch.float32 else 32
+    # A few columns are read where they are; very many, as only a threshold finds them, would be copies of everything.
+    gathered = block_o < _most_columns(rows) <= k // 4
+    x_outliers, weight_outliers = gather_outliers(x, weight, rows) if gathered else (x, None)
+    launch(
+        mixed_linear_kernel,
+        (triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n),),
+        x_outliers,
         *rows,
         weight,
+        weight_outliers,
         weight_scale,
         bias,
         y,
         m,
         n,
         k,
-        x.stride(0),
+        x_outliers.stride(0),
         rows.codes.stride(0),
         weight.stride(0),
-        BLOCK_O=16 if x.dtype == torch.float32 else 32,
+        0 if weight_outliers is None else weight_outliers.stride(0),
+        BLOCK_O=block_o,
         UNROLL=tile.unroll,
         EVEN_K=k % (tile.block_k * tile.unroll) == 0,
+        GATHERED=gathered,
         **tile.sizes,
         **tile.options(tiles.architecture(x.device)),
     )
     return y
+
+
+def _most_columns(rows: QuantizedRows) -> int:
+    """Returns how many outlier columns there may be; how many there are, only the device knows."""
+    return 0 if rows.columns is None else rows.columns.numel()
 
 
 def _tile(x: Tensor, weight: Tensor) -> tiles.Tile:

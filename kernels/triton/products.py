@@ -64,26 +64,37 @@ def add_outliers(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_O: tl.constexpr,
+    GATHERED: tl.constexpr,
 ):
     """Returns `result` plus the product of the outlier columns of a tile, as many as the device has counted.
 
-    `x` and `weight` point to the first row of the tile.
+    `x` and `weight` point to the first row of the tile; gathered, they have the outlier columns only.
     """
     m = tl.arange(0, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
     o = tl.arange(0, BLOCK_O)
     n_columns = tl.load(count)
-    for start in tl.range(0, n_columns, BLOCK_O, num_stages=1):
-        inside_o = o < n_columns - start
-        column = tl.load(columns + start + o, mask=inside_o, other=0)
-        xo = x + (m[:, None] * stride_xm + column[None, :])
-        wo = weight + (n[None, :] * stride_weight + column[:, None])
-        result = add_product(
-            tl.load(xo, mask=inside_m[:, None] & inside_o[None, :], other=0.0),
-            tl.load(wo, mask=inside_n[None, :] & inside_o[:, None], other=0),
-            result,
-        )
-    return result
+    if GATHERED:
+        x_rows = x + (m[:, None] * stride_xm + o[None, :])
+        weight_rows = weight + (n[None, :] * stride_weight + o[:, None])
+        for _ in tl.range(0, n_columns, BLOCK_O, num_stages=3):
+            xo = tl.load(x_rows, mask=inside_m[:, None], other=0.0)
+            result = add_product(xo, tl.load(weight_rows, mask=inside_n[None, :], other=0), result)
+            x_rows += BLOCK_O
+            weight_rows += BLOCK_O
+        return result
+    else:
+        for start in tl.range(0, n_columns, BLOCK_O, num_stages=1):
+            inside_o = o < n_columns - start
+            column = tl.load(columns + start + o, mask=inside_o, other=0)
+            xo = x + (m[:, None] * stride_xm + column[None, :])
+            wo = weight + (n[None, :] * stride_weight + column[:, None])
+            result = add_product(
+                tl.load(xo, mask=inside_m[:, None] & inside_o[None, :], other=0.0),
+                tl.load(wo, mask=inside_n[None, :] & inside_o[:, None], other=0),
+                result,
+            )
+        return result
 
 
 @triton.jit

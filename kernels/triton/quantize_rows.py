@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llmint8.kernels.triton import tiles
 from llmint8.kernels.triton.column_scores import column_scores
+from llmint8.kernels.triton.launch import launch
 
 # Each program chooses the outlier columns anew, which takes it a few microseconds and saves a launch and a wait.
 PROGRAMS = 256
@@ -172,10 +173,10 @@ def quantize_rows_kernel(
     k = tl.arange(0, BLOCK_K)
     last = K
     if MODE == BUDGET:
-        floor = least
-        least, last = select_budget(scores, K, N_BUDGET, BLOCK_K, WHOLE_ROWS)
-        if least < floor:
-            least, last = floor, K
+        # Most inputs have fewer columns above the threshold than the budget: nothing has to be chosen.
+        kept = tl.load(scores + k, mask=k < K, other=-1)
+        if count_scores(scores, kept, least, 0, K, False, BLOCK_K, WHOLE_ROWS) > N_BUDGET:
+            least, last = select_budget(scores, K, N_BUDGET, BLOCK_K, WHOLE_ROWS)
     if MODE != NONE:
         if tl.program_id(0) == 0:
             list_outliers(scores, static_columns, columns, count, K, least, last, n_static, MODE, min(BLOCK_K, 1024))
@@ -249,7 +250,8 @@ def quantize_rows(
     codes = torch.empty(m + ones_row, stride, dtype=torch.int8, device=x.device).narrow(1, 0, k)
     scale = torch.empty(m, dtype=torch.float32, device=x.device)
     zero_point = None if symmetric else torch.empty(m, dtype=torch.int32, device=x.device)
-    scores = column_scores(x, relative) if mode in ("threshold", "budget") else None
+    least = fp32_bits(threshold)
+    scores = column_scores(x, relative, least) if mode in ("threshold", "budget") else None
     n_static = static_columns.numel() if mode == "static" and static_columns is not None else 0
     columns = count = None
     if mode != "none":
@@ -258,7 +260,9 @@ def quantize_rows(
         count = torch.empty(1, dtype=torch.int32, device=x.device)
     rows = triton.cdiv(m, PROGRAMS)
     tile = tiles.row_tile(k)
-    quantize_rows_kernel[(triton.cdiv(m, rows),)](
+    launch(
+        quantize_rows_kernel,
+        (triton.cdiv(m, rows),),
         x,
         scores,
         static_columns,
@@ -272,7 +276,7 @@ def quantize_rows(
         x.stride(0),
         stride,
         rows,
-        fp32_bits(threshold),
+        least,
         n_static,
         MODE=MODES[mode],
         N_BUDGET=min(budget, k) if mode == "budget" else 0,

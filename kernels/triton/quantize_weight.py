@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from llmint8.kernels.triton.int8_linear import on_device, with_contiguous_rows
+from llmint8.kernels.triton.launch import on_device, with_contiguous_rows
 from llmint8.kernels.triton.quantize_rows import quantize_rows
 
 

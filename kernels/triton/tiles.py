@@ -78,6 +78,8 @@ UNALIGNED = Tile(32, 32, 32, 4, 2)
 # Of `dequantize_weight`, and of what comes after torch._int_mm.
 DEQUANTIZE = Tile(1, 16, 256, 4, 1)
 SCALE_PRODUCT = Tile(32, 64, 16, 4, 1)
+# Of `gather_outliers`.
+GATHER = Tile(1, 32, 64, 4, 1)
 
 _AMPERE: Table = (
     (64, Tile(64, 64, 64, 4, 4, 2)),
@@ -85,11 +87,12 @@ _AMPERE: Table = (
     (ANY, Tile(128, 128, 32, 4, 4, 2)),
 )
 _ADA: Table = (*_AMPERE[:2], (512, Tile(128, 128, 32, 4, 4, 2)), (ANY, Tile(256, 128, 32, 8, 3, 2)))
-_HOPPER: Table = (
-    (64, Tile(64, 64, 256, 4, 3)),
-    (256, Tile(64, 128, 256, 4, 3)),
-    (512, Tile(128, 128, 128, 8, 4)),
-    (ANY, Tile(128, 256, 128, 8, 3)),
+_HOPPER: Table = (  # measured on an H100, as its other tables
+    (64, Tile(64, 32, 256, 4, 5)),
+    (128, Tile(64, 64, 256, 4, 3)),
+    (256, Tile(128, 64, 256, 8, 4)),
+    (512, Tile(128, 64, 128, 8, 3)),
+    (ANY, Tile(256, 128, 128, 8, 3)),
 )
 _BLACKWELL: Table = (
     (64, Tile(64, 64, 256, 4, 3)),
@@ -124,10 +127,16 @@ WEIGHT_ONLY_LINEAR: Table = (
     (128, Tile(64, 64, 64, 4, 4)),
     (ANY, Tile(128, 128, 32, 8, 3, 2)),
 )
+_HOPPER_WEIGHT_ONLY: Table = (
+    (16, Tile(16, 32, 128, 4, 6)),
+    (32, Tile(32, 32, 128, 4, 5)),
+    *WEIGHT_ONLY_LINEAR[2:],
+)
 _AMD_WEIGHT_ONLY: Table = ((16, Tile(16, 32, 32, 4, 2)), (ANY, Tile(32, 32, 32, 4, 2)))
 # Triton has no tensor cores at all on sm_75.
 _TURING: Table = ((16, Tile(16, 32, 64, 4, 1)), (ANY, Tile(32, 64, 32, 4, 1)))
 ONE_ROW: Table = ((ANY, Tile(1, 4, 1024, 4, 1)),)
+_HOPPER_ONE_ROW: Table = ((ANY, Tile(1, 1, 1024, 2, 1)),)
 
 
 @dataclass(frozen=True)
@@ -139,12 +148,15 @@ class Tables:
         weight_only_linear: For several rows.
         one_row: For one row, by the number of output features.
         decode_rows: Up to so many rows, the input is not quantized.
+        dequantize: Whether, above that, the weight is dequantized for each call and PyTorch multiplies in 16 bit: where
+            int8 tensor cores gain less than scores and quantization cost.
     """
 
     mixed_linear: Table | None
     weight_only_linear: Table = WEIGHT_ONLY_LINEAR
     one_row: Table = ONE_ROW
     decode_rows: int = DECODE_ROWS
+    dequantize: bool = False
 
     def to_json(self) -> str:
         """Returns the tables as JSON."""
@@ -162,9 +174,10 @@ class Tables:
                     raise ValueError(f"sizes must be powers of two, got {tile}")
         if (
             not (self.weight_only_linear and self.one_row and isinstance(self.decode_rows, int))
+            or not isinstance(self.dequantize, bool)
             or self.mixed_linear == ()
         ):
-            raise ValueError("a table is empty, or decode_rows is no number")
+            raise ValueError("a table is empty, decode_rows is no number, or dequantize is neither true nor false")
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -176,7 +189,7 @@ class Tables:
         try:
             fields = json.loads(text)
             for name, table in fields.items():
-                if name != "decode_rows" and table is not None:
+                if isinstance(table, list):
                     fields[name] = tuple((int(most), Tile(**tile)) for most, tile in table)
             found = cls(**fields)
             found._check()
@@ -212,6 +225,8 @@ def built_in(architecture: int | str) -> Tables:
     """
     if architecture == 75:
         return Tables(None, _TURING, decode_rows=16)
+    if architecture == 90:
+        return Tables(_HOPPER, _HOPPER_WEIGHT_ONLY, _HOPPER_ONE_ROW, decode_rows=128, dequantize=True)
     if isinstance(architecture, str):
         return Tables(MIXED_LINEAR.get(architecture), _AMD_WEIGHT_ONLY)
     return Tables(MIXED_LINEAR.get(architecture))

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmint8.kernels.triton import tiles
+from llmint8.kernels.triton.launch import launch
 from llmint8.kernels.triton.products import add_product, operand_masks, scale_and_add_bias, tile_of_program
 
 
@@ -111,7 +112,9 @@ def weight_only_linear(
     if m == 1:
         tile = tile or tiles.find(tables.one_row, n)
         block_k = min(tile.block_k, max(128, 1 << (k - 1).bit_length()))
-        one_row_kernel[(triton.cdiv(n, tile.block_n),)](
+        launch(
+            one_row_kernel,
+            (triton.cdiv(n, tile.block_n),),
             x,
             weight,
             weight_scale,
@@ -128,7 +131,9 @@ def weight_only_linear(
         return y
     if tile is None:
         tile = tiles.find(tables.weight_only_linear, m) if tiles.is_aligned(weight) else tiles.UNALIGNED
-    weight_only_linear_kernel[(triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n),)](
+    launch(
+        weight_only_linear_kernel,
+        (triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n),),
         x,
         weight,
         weight_scale,
