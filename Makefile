@@ -51,6 +51,7 @@ gpu-tests:
 gpu-benchmarks:
 	$(BIN)/python benchmarks/int8_linear_gpu.py --output $(RESULTS)
 	$(BIN)/python benchmarks/int8_linear_gpu.py --graph --output $(RESULTS)
+	$(BIN)/python benchmarks/generation_gpu.py --output $(RESULTS)
 
 audit: $(VENV)/.test
 	mkdir -p build

@@ -59,6 +59,16 @@ def wide(rows: Sequence[Row], model: str) -> str:
     return f"{tables.markdown(tables.wide(rows))}\n\n{machine(rows)}"
 
 
+def generation_gpu(rows: Sequence[Row], model: str) -> str:
+    """Whole models on a GPU, in tokens/s."""
+    return f"{tables.markdown(tables.generation_gpu(tables.Figures(rows)))}\n\n{machine(rows)} {packages(rows)}."
+
+
+def int8_linear_gpu(rows: Sequence[Row], model: str) -> str:
+    """Layers on a GPU, in microseconds."""
+    return f"{tables.markdown(tables.int8_linear_gpu(rows))}\n\n{machine(rows)} {packages(rows)}."
+
+
 def modes(rows: Sequence[Row], model: str) -> str:
     """The table of accuracy, without what led to the default."""
     return wide([row for row in rows if row.system in MODES], model)
@@ -80,6 +90,8 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row], str], str]]] = {
     "speed": ("compare", speed),
     "memory": ("memory", memory),
     "modes": ("accuracy", modes),
+    "generation_gpu": ("generation_gpu", generation_gpu),
+    "int8_linear_gpu": ("int8_linear_gpu", int8_linear_gpu),
     **{name: (name, wide) for name in ("accuracy", "paper_table1", "encoder", "random_models", "static_columns")},
     "static_columns_found_again": ("static_columns_found_again", wide),
 }

@@ -153,6 +153,39 @@ def wide(rows: Sequence[Row]) -> Table:
     return table
 
 
+def generation_gpu(figures: Figures) -> Table:
+    """A row a system: its weights, and tokens/s at each size, in brackets as a multiple of the first system's."""
+    first = figures.systems[0]
+    table = []
+    for system in figures.systems:
+        weights = figures.median(system, "weights")
+        line = {"": system, "weights, GB": "-" if weights is None else f"{weights / 1e9:.2f}"}
+        for figure in ("prefill", "decode", "decode, CUDA graph"):
+            for setting in figures.settings(figure):
+                value = figures.median(system, figure, setting)
+                other = figures.median(first, figure, setting)
+                factor = "" if system == first or not value or not other else f" ({value / other:.2f}×)"
+                line[f"{figure}, {setting.split()[-1]}"] = "-" if value is None else f"{value:.0f}{factor}"
+        table.append(line)
+    return table
+
+
+def int8_linear_gpu(rows: Sequence[Row]) -> Table:
+    """A row a size: microseconds of each system, in brackets how many times as fast as 16 bit."""
+    systems = list(dict.fromkeys(row.system for row in rows if row.figure == "layer"))
+    table = []
+    for model, setting in dict.fromkeys((row.model, row.setting) for row in rows if row.figure == "layer"):
+        figures = Figures(row for row in rows if (row.model, row.setting) == (model, setting))
+        half = figures.median("16 bit", "layer", setting)
+        line = {"N x K": model, "rows": setting.split()[0].removeprefix("rows=")}
+        for system in systems:
+            value = figures.median(system, "layer", setting)
+            factor = "" if system == "16 bit" or not value or not half else f" ({half / value:.2f}×)"
+            line[system] = "-" if value is None else f"{value * 1e6:.0f}{factor}"
+        table.append(line)
+    return sorted(table, key=lambda line: (line["N x K"], int(line["rows"])))
+
+
 def markdown(table: Table) -> str:
     """Returns a table in Markdown, the first column to the left."""
     columns = list(table[0])

@@ -194,7 +194,7 @@ def _linear(m: int, k: int, dtype: str, settings: tuple, n: int = N, use_int_mm:
         x, bias = torch.empty(m, k, dtype=DTYPES[dtype]), torch.empty(n, dtype=DTYPES[dtype])
         weight, scale = torch.empty(n, k, dtype=torch.int8), torch.empty(n, 1)
         columns = torch.arange(32) if settings is STATIC else None
-        rows = quantize_rows(x, columns, *settings, ones_row=use_int_mm)
+        rows = quantize_rows(x, columns, *settings, use_int_mm)
         multiply = int_mm_linear if use_int_mm else mixed_linear
         return multiply(x, rows, weight, scale, None if settings is PLAIN else bias)
 

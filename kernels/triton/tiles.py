@@ -129,8 +129,9 @@ WEIGHT_ONLY_LINEAR: Table = (
 )
 _HOPPER_WEIGHT_ONLY: Table = (
     (16, Tile(16, 32, 128, 4, 6)),
-    (32, Tile(32, 32, 128, 4, 5)),
-    *WEIGHT_ONLY_LINEAR[2:],
+    (64, Tile(32, 32, 128, 4, 5)),
+    (128, Tile(64, 64, 64, 4, 4, 2)),
+    (ANY, Tile(128, 64, 64, 8, 4, 2)),
 )
 _AMD_WEIGHT_ONLY: Table = ((16, Tile(16, 32, 32, 4, 2)), (ANY, Tile(32, 32, 32, 4, 2)))
 # Triton has no tensor cores at all on sm_75.
@@ -226,7 +227,7 @@ def built_in(architecture: int | str) -> Tables:
     if architecture == 75:
         return Tables(None, _TURING, decode_rows=16)
     if architecture == 90:
-        return Tables(_HOPPER, _HOPPER_WEIGHT_ONLY, _HOPPER_ONE_ROW, decode_rows=128, dequantize=True)
+        return Tables(_HOPPER, _HOPPER_WEIGHT_ONLY, _HOPPER_ONE_ROW, decode_rows=256, dequantize=True)
     if isinstance(architecture, str):
         return Tables(MIXED_LINEAR.get(architecture), _AMD_WEIGHT_ONLY)
     return Tables(MIXED_LINEAR.get(architecture))

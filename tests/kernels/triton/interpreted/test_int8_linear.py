@@ -89,6 +89,15 @@ def test_same_as_functional(m: int, k: int, n: int) -> None:
         check(x, weight, scale, bias, columns, *mode)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n_outliers", [0, 1, 17, 64, 65, 144])
+def test_many_outlier_columns_are_gathered(n_outliers: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(n_outliers)
+    weight, scale = functional.quantize_rowwise(torch.randn(33, 576))
+    x = make_input(70, 576, dtype, n_outliers, strided=True)
+    check(x, weight, scale, torch.randn(33).to(dtype), None, "budget", 6.0, 144, False, False)
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("mode", ["budget", "threshold", "static", "none"])
 @pytest.mark.parametrize("m", [1, 3, 40])
