@@ -34,10 +34,11 @@ K_EVEN, K_ODD = 4096, 4112
 # Row kernels of one piece, of the largest piece, and of several pieces.
 ROW_SIZES = (576, 4096, 14336, 28672)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-FULL = ("budget", 5.0, K_EVEN // 8, True, False)
-FEW = ("budget", 0.0, 32, True, False)
-PLAIN = ("none", 0.0, 0, False, True)
-STATIC = ("static", 0.0, 0, False, True)
+Settings = tuple[str, float, int, bool, bool]  # mode, threshold, budget, relative, symmetric
+FULL: Settings = ("budget", 5.0, K_EVEN // 8, True, False)
+FEW: Settings = ("budget", 0.0, 32, True, False)
+PLAIN: Settings = ("none", 0.0, 0, False, True)
+STATIC: Settings = ("static", 0.0, 0, False, True)
 
 # The outlier columns of a small tile are less than 16 bytes a thread; each of three turns copies them once.
 _OUTLIER_COPIES = 3
@@ -187,7 +188,9 @@ def _name(tile: tiles.Tile) -> str:
     return f"{tile.block_m}x{tile.block_n}x{k} s{tile.num_stages}"
 
 
-def _linear(m: int, k: int, dtype: str, settings: tuple, n: int = N, use_int_mm: bool = False) -> Callable[[], object]:
+def _linear(
+    m: int, k: int, dtype: str, settings: Settings, n: int = N, use_int_mm: bool = False
+) -> Callable[[], object]:
     """What `int8_linear` runs for a prompt."""
 
     def run() -> object:
