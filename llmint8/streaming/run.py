@@ -14,7 +14,7 @@ from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
-from llmint8 import heap, mapped_files
+from llmint8 import heap
 from llmint8._version import __version__
 from llmint8.checkpoint import INDEX_SUFFIX, check_folder
 from llmint8.config import Int8Config
@@ -24,7 +24,7 @@ from llmint8.loading import is_hub_name
 from llmint8.quantize import int8_layers
 from llmint8.streaming.shard import Shard
 from llmint8.streaming.staging import check_space, check_target, staging
-from llmint8.streaming.weights import StreamedWeights
+from llmint8.streaming.weights import StreamedWeights, no_progress_bars
 
 # What a checkpoint has besides weights and the files that `save_pretrained` writes: tokenizer, chat template, processor,
 # the model's own code, licence.
@@ -186,7 +186,6 @@ def _write_weights(
     finished = {file for file, shard in layouts.items() if shard.is_finished()}
     check_space(next(iter(shards)).parent, sum(shard.size for file, shard in layouts.items() if file not in finished))
     done = sum(layouts[file].size for file in finished)
-    sources = weights.files
     for file, tensors in shards.items():
         if file in finished:
             report(file.name, done, total)
@@ -202,9 +201,9 @@ def _write_weights(
                     shard.write(name, made[name])
                     done += made[name].nbytes
                     report(file.name, done, total)
+                weights.release()
         done = start + layouts[file].size
         report(file.name, done, total)
-        mapped_files.give_back(mapped_files.mappings(sources))
         heap.give_back()
 
 
@@ -227,7 +226,7 @@ def _copy_companions(origin: Path, target: Path) -> None:
 
 def _write_config(model: PreTrainedModel, files: Path) -> None:
     """Has transformers write what is not weights, config.json last."""
-    with tempfile.TemporaryDirectory(dir=files.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=files.parent) as folder, no_progress_bars():
         model.save_pretrained(folder)
         written = sorted(Path(folder).iterdir(), key=lambda file: file.name == "config.json")
         for file in written:

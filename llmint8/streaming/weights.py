@@ -4,10 +4,9 @@ The model stays on the meta device. What is loaded together (a weight that is fu
 together makes a unit; transformers' loading and the reverse of it run on one unit at a time.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig, PreTrainedModel, remove_tied_weights_from_state_dict
 from transformers.utils import logging
 
+from llmint8 import mapped_files
 from llmint8.checkpoint import CheckpointError
 from llmint8.estimation.skeleton import empty_model
 from llmint8.estimation.source import Source
@@ -56,13 +56,11 @@ class StreamedWeights:
 
     Attributes:
         model: On the meta device, with the configuration that it would be saved with.
-        files: Of the 16-bit checkpoint.
         saved: All tensors of the int8 checkpoint, on the meta device, in the order in which they are saved.
         units: The same in parts.
     """
 
     model: PreTrainedModel
-    files: Sequence[Path]
     saved: dict[str, Tensor]
     units: list[Unit]
 
@@ -80,8 +78,9 @@ class StreamedWeights:
         """
         self._quantizer = _Quantizer(source.settings, pre_quantized=False)
         self.model = empty_model(source, self._quantizer, auto_class, trust_remote_code)
-        self.files = source.files
+        mapped = mapped_files.mappings(source.files)
         self._slices = _slices(source)
+        self._mapped = mapped_files.mappings(source.files) - mapped
         mapping = get_model_conversion_mapping(self.model, None, self._quantizer)
         self._loading = LoadStateDictConfig(
             hf_quantizer=self._quantizer,
@@ -129,6 +128,10 @@ class StreamedWeights:
                 )
         return tensors
 
+    def release(self) -> None:
+        """Unloads the pages of the 16-bit checkpoint that were read; tensors that are views of it read them again."""
+        mapped_files.give_back(self._mapped)
+
     def _what_is_loaded_together(self, mapping: list[Any]) -> dict[tuple[str, ...], list[str]]:
         """Parameters of the model -> the tensors of the checkpoint that they are made from."""
         renamings = [c for c in mapping if isinstance(c, WeightRenaming)]
@@ -153,6 +156,7 @@ class StreamedWeights:
         for params, sources in loads.items():
             if not weights.isdisjoint(params):
                 self._load(sources)
+                self.release()
         self._quantizer.planning = False
 
     def _quantize_tied_heads(self, loads: dict[tuple[str, ...], list[str]]) -> dict[str, tuple[str, Int8Linear]]:
@@ -234,7 +238,7 @@ class StreamedWeights:
     def _load(self, sources: Iterable[str]) -> dict[str, Tensor]:
         """What transformers makes of some tensors of the checkpoint, by names in the model, which stays empty."""
         conversions = getattr(self.model, "_weight_conversions", None)
-        with _no_progress_bars():
+        with no_progress_bars():
             state = {key: self._slices[key] for key in sources}
             info, _ = convert_and_load_state_dict_in_model(self.model, state, self._loading)
         self.model._weight_conversions = conversions  # which it has set to those that it needed
@@ -310,8 +314,8 @@ def _slices(source: Source) -> dict[str, Any]:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keeps transformers from showing one for each unit."""
+def no_progress_bars() -> Iterator[None]:
+    """Keeps transformers from showing a bar for a few tensors."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
