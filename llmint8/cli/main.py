@@ -5,7 +5,10 @@ from typing import Annotated
 import typer
 
 from llmint8._version import __version__
+from llmint8.cli.bench import bench
 from llmint8.cli.estimate import estimate
+from llmint8.cli.eval import evaluate
+from llmint8.cli.inspect import inspect
 from llmint8.cli.quantize import quantize
 
 # Help in plain text takes half the time.
@@ -19,6 +22,9 @@ app = typer.Typer(
 )
 app.command()(estimate)
 app.command()(quantize)
+app.command()(inspect)
+app.command("eval")(evaluate)
+app.command()(bench)
 
 
 def _print_version(asked: bool) -> None:

@@ -26,8 +26,8 @@ from llmint8.streaming.shard import Shard
 from llmint8.streaming.staging import check_space, check_target, staging
 from llmint8.streaming.weights import StreamedWeights, no_progress_bars
 
-# What a checkpoint has besides weights and the files that `save_pretrained` writes: tokenizer, chat template, processor,
-# the model's own code, licence.
+# What a checkpoint has besides weights and what `save_pretrained` writes: tokenizer, chat template, processor, the
+# model's own code, licence.
 _COMPANIONS = ("*.json", "*.jinja", "*.model", "*.py", "*.spm", "*.tiktoken", "*.txt", "additional_chat_templates/*")
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _WRITTEN = ("config.json", "generation_config.json")

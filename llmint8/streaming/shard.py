@@ -83,6 +83,7 @@ class Shard:
             return stream.read(len(self._start)) == self._start
 
     def __enter__(self) -> Self:
+        """Opens the file, under another name until it is complete."""
         self._descriptor = os.open(self._unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         self._write_at(0, memoryview(self._start))
         return self
@@ -99,7 +100,7 @@ class Shard:
         """
         self._missing.remove(name)
         data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-        self._write_at(len(self._start) + self._offsets[name], memoryview(data))
+        self._write_at(len(self._start) + self._offsets[name], data.data)
 
     def close(self) -> None:
         """Finishes the file, once its content has reached the disk.
@@ -116,7 +117,10 @@ class Shard:
         self._descriptor = None
         self._unfinished.replace(self._file)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finishes the file, or leaves it unfinished after an error."""
         if kind is None:
             self.close()
         elif self._descriptor is not None:

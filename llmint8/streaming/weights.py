@@ -203,9 +203,9 @@ class StreamedWeights:
         for params, sources in loads.items():
             layers = {name.removesuffix("weight") for name in params if isinstance(self._owner(name), Int8Linear)}
             made = [*params, *(f"{layer}{leaf}" for layer in layers for leaf in ("weight_scale", "column_scale"))]
-            present = [name for name in made if name in state]
-            parts.join(present)
-            source_of |= dict.fromkeys(present, sources)
+            kept = [name for name in made if name in state]
+            parts.join(kept)
+            source_of |= dict.fromkeys(kept, sources)
         for name, (source, _) in self._tied.items():
             made = [key for key in state if key.startswith(f"{name}.")]
             parts.join([*made, source])
@@ -218,10 +218,10 @@ class StreamedWeights:
         for together in self._what_is_saved_together(state):
             parts.join(together)
         units = []
-        for params in parts.groups():
-            sources = list(dict.fromkeys(key for name in params for key in source_of[name]))
-            saved = revert_weight_conversion(self.model, {name: state[name] for name in params})
-            units.append(Unit(tuple(sources), tuple(params), saved))
+        for names in parts.groups():
+            needed = dict.fromkeys(key for name in names for key in source_of[name])
+            saved = revert_weight_conversion(self.model, {name: state[name] for name in names})
+            units.append(Unit(tuple(needed), tuple(names), saved))
         return units
 
     def _what_is_saved_together(self, names: Iterable[str]) -> Iterator[list[str]]:
@@ -277,7 +277,7 @@ class _Quantizer(Int8HfQuantizer):
     def problems(self) -> list[str]:
         return self._problems
 
-    def get_quantize_ops(self) -> QuantizeWeight | FindColumnScale:  # type: ignore[override]
+    def get_quantize_ops(self) -> QuantizeWeight | FindColumnScale:
         return FindColumnScale() if self.planning else QuantizeWeight(self._problems)
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:

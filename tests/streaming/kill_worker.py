@@ -1,4 +1,4 @@
-"""Kills processes that quantize a checkpoint, at random moments, and prints what each left; run by `test_interrupted.py`.
+"""Kills processes that quantize a checkpoint, at random moments, and prints what each left; a test runs it.
 
 Everything is imported once: a copy of the process does the work. One thread, for OpenMP's do not survive a copy.
 """

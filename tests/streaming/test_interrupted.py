@@ -1,4 +1,4 @@
-"""Killed at any moment, or without space: no checkpoint that loads is left, and a second run is as good as the first."""
+"""Killed at any moment, or out of space: nothing that loads is left, and a second run is as good as the first."""
 
 import errno
 import json
@@ -76,9 +76,7 @@ def test_a_second_run_goes_on(two: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         llmint8.from_pretrained(target)
     first_report: list[tuple] = []
-    llmint8.quantize_checkpoint(
-        source, target, max_shard_size=SIZE, progress=lambda *args: first_report.append(args)
-    )
+    llmint8.quantize_checkpoint(source, target, max_shard_size=SIZE, progress=lambda *args: first_report.append(args))
     assert first_report[0][1] > first_report[0][2] / 3  # what was finished is not made again
     assert {name: (target / name).stat().st_mtime_ns for name in finished} == finished
     assert contents(target) == contents(tmp_path / "expected")

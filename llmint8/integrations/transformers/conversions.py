@@ -51,7 +51,7 @@ class QuantizeWeight(ConversionOps):
 
 
 class FindColumnScale(ConversionOps):
-    """Gives int8 layers a place on the meta device for the `column_scale` that their weights will get; loads nothing."""
+    """Gives int8 layers a place, on the meta device, for the `column_scale` of their weights; loads nothing."""
 
     def convert(self, input_dict: dict[str, Any], *, model: Any = None, **kwargs: Any) -> dict[str, Tensor]:
         """Returns nothing."""
