@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmint8.cli.console import console
+from llmint8.cli.console import console, one_line_warnings
 from llmint8.cli.errors import one_line_errors
 from llmint8.cli.settings import DtypeOption, IncludeOption, JsonOption, TrustOption
 
@@ -26,7 +26,7 @@ def bench(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Measure a model in 8 bit and, if the checkpoint is not int8, unquantized, in turn: medians of some rounds."""
-    with one_line_errors():
+    with one_line_errors(), one_line_warnings():
         import torch
 
         from llmint8.cli.models import is_int8, load, quiet

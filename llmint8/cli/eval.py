@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmint8.cli.console import console
+from llmint8.cli.console import console, one_line_warnings
 from llmint8.cli.errors import one_line_errors
 from llmint8.cli.settings import (
     BudgetOption,
@@ -55,7 +55,7 @@ def evaluate(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Compare a model in 8 bit with the unquantized one on a text: perplexity, KL divergence, top-1 agreement."""
-    with one_line_errors():
+    with one_line_errors(), one_line_warnings():
         from llmint8.analysis import compare, perplexity
         from llmint8.cli.models import is_int8, load, quiet, windows_of
 

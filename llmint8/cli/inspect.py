@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llmint8.cli.console import console
+from llmint8.cli.console import console, one_line_warnings
 from llmint8.cli.errors import one_line_errors
 from llmint8.cli.settings import DtypeOption, JsonOption, TrustOption
 
@@ -27,7 +27,7 @@ def inspect(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Find the outlier features of a model, as in Table 4 of the paper, and the outliers of each kind of layer."""
-    with one_line_errors():
+    with one_line_errors(), one_line_warnings():
         from llmint8.analysis import outlier_report, plot_outliers
         from llmint8.analysis.plots import checked_path
         from llmint8.cli.models import is_int8, load, quiet, require, windows_of
@@ -38,7 +38,8 @@ def inspect(
             checked_path(plot)
         int8 = is_int8(model, trust_remote_code)
         windows = windows_of(model, text, window, tokens, trust_remote_code)
-        report = outlier_report(load(model, int8, dtype, trust_remote_code), windows, threshold, relative)
+        loaded = load(model, int8, dtype, trust_remote_code, causal=False)
+        report = outlier_report(loaded, windows, threshold, relative)
         if plot is not None:
             plot_outliers(report, plot)
     if as_json:

@@ -6,6 +6,7 @@ import typer
 
 from llmint8._version import __version__
 from llmint8.cli.bench import bench
+from llmint8.cli.doctor import doctor
 from llmint8.cli.estimate import estimate
 from llmint8.cli.eval import evaluate
 from llmint8.cli.inspect import inspect
@@ -25,6 +26,7 @@ app.command()(quantize)
 app.command()(inspect)
 app.command("eval")(evaluate)
 app.command()(bench)
+app.command()(doctor)
 
 
 def _print_version(asked: bool) -> None:

@@ -46,8 +46,9 @@ def load(
     dtype: str | None = None,
     trust_remote_code: bool = False,
     config: "Int8Config | None" = None,
+    causal: bool = True,
 ) -> "PreTrainedModel":
-    """Loads a causal language model, on the GPU if there is one.
+    """Loads a model, on the GPU if there is one.
 
     Args:
         name: A folder, or a name on the hub.
@@ -55,10 +56,11 @@ def load(
         dtype: Of what is not int8; that of the checkpoint if None.
         trust_remote_code: Whether code that comes with the model may run.
         config: How it is quantized, if it is not already.
+        causal: Whether it must be one that says what the next token is.
 
     Raises:
         OSError: There is no such model.
-        ValueError: It is none that says what the next token is.
+        ValueError: It is of another kind.
     """
     import torch
 
@@ -70,7 +72,7 @@ def load(
     if config is not None:
         options["quantization_config"] = config
     model = from_pretrained(name, load_in_8bit=int8, trust_remote_code=trust_remote_code, **options)
-    if not model.can_generate() or model.config.is_encoder_decoder:
+    if causal and (not model.can_generate() or model.config.is_encoder_decoder):
         raise ValueError(f"{name} is a {type(model).__name__}, which does not predict the next token of a text")
     return model
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from llmint8.cli.console import one_line_warnings
 from llmint8.cli.errors import one_line_errors
 from llmint8.cli.settings import (
     BudgetOption,
@@ -54,7 +55,7 @@ def quantize(
 
     OUTPUT appears when it is complete. If this is stopped, the same command goes on after the files it has finished.
     """
-    with one_line_errors(), _progress() as progress:
+    with one_line_errors(), one_line_warnings(), _progress() as progress:
         from llmint8.cli.models import quiet
         from llmint8.streaming import quantize_checkpoint
 

@@ -105,7 +105,9 @@ def quantize_checkpoint(
     split = split_torch_state_dict_into_shards(weights.saved, max_shard_size=max_shard_size)
     shards = {name: {key: weights.saved[key] for key in keys} for name, keys in split.filename_to_tensors.items()}
     with staging(folder, _plan(found, shards)) as files:
-        _write_weights(weights, {files / name: tensors for name, tensors in shards.items()}, progress)
+        layouts = {name: Shard(files / name, tensors) for name, tensors in shards.items()}
+        check_space(folder, sum(shard.size for shard in layouts.values() if not shard.is_finished()))
+        _write_weights(weights, layouts, progress)
         if split.is_sharded:
             _write_index(split, weights.model.num_parameters(), files / "model.safetensors.index.json")
         _copy_companions(origin, files)
@@ -176,35 +178,26 @@ def _plan(source: Source, shards: Mapping[str, Mapping[str, Tensor]]) -> dict[st
 
 
 def _write_weights(
-    weights: StreamedWeights,
-    shards: Mapping[Path, Mapping[str, Tensor]],
-    progress: Callable[[str, int, int], None] | None,
+    weights: StreamedWeights, shards: Mapping[str, Shard], progress: Callable[[str, int, int], None] | None
 ) -> None:
     report = progress or (lambda name, done, total: None)
-    layouts = {file: Shard(file, tensors) for file, tensors in shards.items()}
-    total = sum(shard.size for shard in layouts.values())
-    finished = {file for file, shard in layouts.items() if shard.is_finished()}
-    check_space(next(iter(shards)).parent, sum(shard.size for file, shard in layouts.items() if file not in finished))
-    done = sum(layouts[file].size for file in finished)
-    for file, tensors in shards.items():
-        if file in finished:
-            report(file.name, done, total)
-            continue
-        start = done
-        with layouts[file] as shard:
-            for unit in weights.units:
-                names = [name for name in unit.saved if name in tensors]
-                if not names:
-                    continue
-                made = weights.tensors(unit)
-                for name in names:
-                    shard.write(name, made[name])
-                    done += made[name].nbytes
-                    report(file.name, done, total)
-                weights.release()
-        done = start + layouts[file].size
-        report(file.name, done, total)
-        heap.give_back()
+    total = sum(shard.size for shard in shards.values())
+    before = 0
+    for file, shard in shards.items():
+        if not shard.is_finished():
+            done = before
+            with shard:
+                for unit in weights.units:
+                    names = [name for name in unit.saved if name in shard.names]
+                    made = weights.tensors(unit) if names else {}
+                    for name in names:
+                        shard.write(name, made[name])
+                        done += made[name].nbytes
+                        report(file, done, total)
+                    weights.release()
+            heap.give_back()
+        before += shard.size
+        report(file, before, total)
 
 
 def _write_index(split: StateDictSplit, parameters: int, file: Path) -> None:

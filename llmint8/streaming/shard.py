@@ -38,6 +38,7 @@ class Shard:
     """A file whose tensors are known beforehand and come in any order. It has its name once `close` has succeeded.
 
     Attributes:
+        names: Of the tensors.
         size: Of the file, in bytes.
     """
 
@@ -72,6 +73,7 @@ class Shard:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % _ALIGNMENT)
         self._start = struct.pack("<Q", len(text)) + text
+        self.names = frozenset(tensors)
         self._missing = set(tensors)
         self.size = len(self._start) + end
 

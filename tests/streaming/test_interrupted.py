@@ -38,7 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_killed_at_any_moment(two: tuple[Path, Path], tmp_path: Path) -> None:
-    rounds = 24
+    rounds = 16
     command = [sys.executable, str(Path(__file__).with_name("kill_worker.py")), *map(str, two), str(tmp_path)]
     run = subprocess.run([*command, str(rounds)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
@@ -77,7 +77,8 @@ def test_a_second_run_goes_on(two: tuple[Path, Path], tmp_path: Path) -> None:
         llmint8.from_pretrained(target)
     first_report: list[tuple] = []
     llmint8.quantize_checkpoint(source, target, max_shard_size=SIZE, progress=lambda *args: first_report.append(args))
-    assert first_report[0][1] > first_report[0][2] / 3  # what was finished is not made again
+    names = [name for name, _, _ in first_report]
+    assert all(names.count(name) == 1 for name in finished)  # what was finished is not made again, tensor by tensor
     assert {name: (target / name).stat().st_mtime_ns for name in finished} == finished
     assert contents(target) == contents(tmp_path / "expected")
 

@@ -4,9 +4,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
+from huggingface_hub.utils import filter_repo_objects
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -156,3 +158,31 @@ def test_refuses_what_makes_no_sense(make_checkpoint: Callable[..., Path], tmp_p
     with pytest.raises(ValueError, match="not supported"):
         llmint8.quantize_checkpoint(source, target, max_shard_size="5 bananas")
     assert not target.exists()
+
+
+def test_a_model_of_the_hub(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_checkpoint("llama", torch.bfloat16, max_shard_size="100KB")
+    (source / "tokenizer.json").write_text("{}")
+    snapshot = tmp_path / "snapshot"  # links to blobs, as the hub's cache keeps them
+    snapshot.mkdir()
+    asked = []
+
+    def download(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked.append(name)
+        for file in filter_repo_objects(
+            [file.name for file in source.iterdir()] + ["original/consolidated.safetensors", "pytorch_model.bin"],
+            allow_patterns=allow_patterns,
+            ignore_patterns=ignore_patterns,
+        ):
+            (snapshot / file).symlink_to(source / file)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    llmint8.quantize_checkpoint("someone/model", tmp_path / "a")
+    llmint8.quantize_checkpoint(source, tmp_path / "b")
+    assert asked == ["someone/model"]
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert "tokenizer.json" in files(tmp_path / "a")
+    assert not any(file.is_symlink() for file in (tmp_path / "a").iterdir())
