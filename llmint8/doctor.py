@@ -251,9 +251,8 @@ def _check(device: torch.device) -> Check:
             expected = functional.weight_only_linear(x, codes, scale)
         else:
             expected = functional.mixed_linear(x, codes, scale, outliers=outliers, symmetric=False)
-        got = ops.int8_linear(
-            *(tensor.to(device) for tensor in (x, codes, scale)), mode="threshold", threshold=6.0, relative=False
-        )
+        inputs = (x.to(device), codes.to(device), scale.to(device))
+        got = ops.int8_linear(*inputs, mode="threshold", threshold=6.0, relative=False)
         worst = max(worst, ((got.cpu() - expected).norm() / expected.norm()).item())
     # A value between two codes may be rounded the other way by another order of operations. A share f of such codes
     # makes an error of sqrt(f) / 40, since a code is about 40 steps: this allows one in 600, and no wrong kernel.
