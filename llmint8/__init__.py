@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmint8.loading import from_pretrained
     from llmint8.nn import Int8Linear
     from llmint8.quantize import dequantize_, quantize_
+    from llmint8.streaming import quantize_checkpoint
 
 __all__ = [
     "CheckpointError",
@@ -27,6 +28,7 @@ __all__ = [
     "estimate",
     "from_pretrained",
     "quantize_",
+    "quantize_checkpoint",
     "save_bitsandbytes",
 ]
 
@@ -41,6 +43,7 @@ _HOMES = {
     "estimate": "estimation",
     "from_pretrained": "loading",
     "quantize_": "quantize",
+    "quantize_checkpoint": "streaming",
     "save_bitsandbytes": "integrations.bitsandbytes",
 }
 

@@ -145,6 +145,33 @@ def compare(model: nn.Module, reference: nn.Module, batches: Iterable[Any], *, p
     return totals.comparison()
 
 
+def perplexity(model: nn.Module, batches: Iterable[Any], *, progress: bool = False) -> tuple[float, int]:
+    """Measures the perplexity of a causal language model alone.
+
+    Args:
+        model: As in `compare`.
+        batches: As in `compare`.
+        progress: Shows a progress bar.
+
+    Returns:
+        The perplexity, and the number of tokens that were predicted.
+
+    Raises:
+        TypeError: A batch is neither a tensor of tokens nor a mapping with `input_ids`.
+        ValueError: There are no batches, one has no token to predict, or the model is in training mode.
+    """
+    if model.training:
+        raise ValueError("the model is in training mode, where dropout adds noise; call model.eval() first")
+    totals = Totals()
+    with torch.inference_mode():
+        for batch in tracked(batches, "Measuring", progress):
+            inputs = token_inputs(batch)
+            logits = run(model, inputs).logits
+            totals.add(logits, logits, inputs["input_ids"], inputs.get("attention_mask"))
+    found = totals.comparison()
+    return found.perplexity, found.tokens
+
+
 def text_windows(
     tokenizer: Any, text: str | os.PathLike[str], window: int = 512, tokens: int | None = None
 ) -> list[Tensor]:

@@ -35,7 +35,7 @@ def plot_outliers(report: OutlierReport, path: str | os.PathLike[str]) -> Path:
         FileNotFoundError: The folder does not exist.
         ValueError: The suffix is another one.
     """
-    file = _checked(path)
+    file = checked_path(path)
     blocks = list(dict.fromkeys(i.block for i in report.inputs))
     kinds = _most_frequent([i.kind for i in report.inputs])
     hidden = [i for i in report.inputs if i.is_hidden]
@@ -72,7 +72,7 @@ def plot_layer_errors(errors: Sequence[LayerError], path: str | os.PathLike[str]
         FileNotFoundError: The folder does not exist.
         ValueError: The suffix is another one, or there are no errors.
     """
-    file = _checked(path)
+    file = checked_path(path)
     if not errors:
         raise ValueError("there are no layer errors to draw")
     blocks = list(dict.fromkeys(e.block for e in errors))
@@ -109,8 +109,16 @@ def plot_layer_errors(errors: Sequence[LayerError], path: str | os.PathLike[str]
     return _save(figure, file)
 
 
-def _checked(path: str | os.PathLike[str]) -> Path:
-    """The path, once its suffix and folder have been found in order."""
+def checked_path(path: str | os.PathLike[str]) -> Path:
+    """Returns the path of a plot, once its suffix and folder have been found in order.
+
+    Args:
+        path: As given.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        ValueError: The suffix is neither .png nor .svg.
+    """
     file = Path(path)
     if file.suffix.lower() not in _SUFFIXES:
         raise ValueError(f"a plot is written as {' or '.join(_SUFFIXES)}, got {str(file)!r}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmint8.cli.console import console
 from llmint8.cli.errors import one_line_errors
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 _LEAST_SHARE = 0.01
 _MOST_PARTS = 6
 _GIB = 1 << 30
-_WIDTH_OF_PIPES = 100
 
 
 class Device(StrEnum):
@@ -69,20 +69,16 @@ def estimate(
 
 
 def _show(result: "Estimate") -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _WIDTH_OF_PIPES
-    console.print(
+    output = console()
+    output.print(
         f"{result.architecture}, {result.parameters / 1e9:.2f} billion parameters, {result.dtype}; "
         f"context {result.context}, batch {result.batch}, {result.device}",
         markup=False,
     )
-    console.print(_memory(result))
-    console.print(_cards(result))
+    output.print(_memory(result))
+    output.print(_cards(result))
     for note in result.notes:
-        console.print(f"- {note}", markup=False)
+        output.print(f"- {note}", markup=False)
 
 
 def _memory(result: "Estimate") -> "Table":

@@ -5,7 +5,12 @@ from typing import Annotated
 import typer
 
 from llmint8._version import __version__
+from llmint8.cli.bench import bench
+from llmint8.cli.doctor import doctor
 from llmint8.cli.estimate import estimate
+from llmint8.cli.eval import evaluate
+from llmint8.cli.inspect import inspect
+from llmint8.cli.quantize import quantize
 
 # Help in plain text takes half the time.
 app = typer.Typer(
@@ -17,6 +22,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(estimate)
+app.command()(quantize)
+app.command()(inspect)
+app.command("eval")(evaluate)
+app.command()(bench)
+app.command()(doctor)
 
 
 def _print_version(asked: bool) -> None:

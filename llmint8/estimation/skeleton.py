@@ -36,6 +36,37 @@ def skeleton(
     Raises:
         ValueError: No class is known for the model, or there is nothing to quantize.
     """
+    quantizer = Int8HfQuantizer(source.settings, pre_quantized=source.is_int8) if quantize else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of experts, which are listed among what stays as it is
+        model = empty_model(source, quantizer, auto_class, trust_remote_code)
+    model.tie_weights(recompute_mapping=False)
+    if quantize:
+        _quantize_tied_heads(model, source)
+        fuse(model)
+    return model.eval()
+
+
+def empty_model(
+    source: Source,
+    quantizer: Int8HfQuantizer | None,
+    auto_class: type | str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Builds a model as it is right before `from_pretrained` reads its weights, which are not tied yet.
+
+    Args:
+        source: The model.
+        quantizer: Puts int8 layers where loading would, by the same code; None for a model that is not quantized.
+        auto_class: As in `from_pretrained`.
+        trust_remote_code: Whether code that comes with the model may run.
+
+    Returns:
+        The model on the meta device.
+
+    Raises:
+        ValueError: No class is known for the model, or there is nothing to quantize.
+    """
     model_class = model_class_of(auto_class, source.config)
     config = copy.deepcopy(source.config)
     mapping = getattr(model_class, "_model_mapping", None)
@@ -49,22 +80,11 @@ def skeleton(
             model = model_class._from_config(config, dtype=source.dtype)
         else:
             model = model_class.from_config(config, dtype=source.dtype, trust_remote_code=trust_remote_code)
-        if quantize:
-            _quantize(model, source)
+        if quantizer is not None:
+            files = list(map(str, source.files))
+            quantizer.preprocess_model(model=model, dtype=source.dtype, checkpoint_files=files)
     _cast_what_stays_in_fp32(model, source.dtype)
-    model.tie_weights(recompute_mapping=False)
-    if quantize:
-        _quantize_tied_heads(model, source)
-        fuse(model)
-    return model.eval()
-
-
-def _quantize(model: PreTrainedModel, source: Source) -> None:
-    """Puts int8 layers where loading would, by the same code."""
-    quantizer = Int8HfQuantizer(source.settings, pre_quantized=source.is_int8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of experts, which are listed among what stays as it is
-        quantizer.preprocess_model(model=model, dtype=source.dtype, checkpoint_files=list(map(str, source.files)))
+    return model
 
 
 def _cast_what_stays_in_fp32(model: PreTrainedModel, dtype: torch.dtype) -> None:

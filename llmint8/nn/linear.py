@@ -122,12 +122,20 @@ class Int8Linear(nn.Linear):
             TypeError: The weight is not floating point.
             ValueError: It is not a matrix, or has a NaN or Inf.
         """
-        theirs = self.int8_config.checkpoint_format == "bitsandbytes"
-        has_values = weight.dim() == 2 and weight.numel() > 0 and not weight.is_meta
-        column_scale = functional.column_scale(weight) if has_values and not theirs else None
+        column_scale = self.column_scale_for(weight)
         if column_scale is not None:
             weight = weight / column_scale.to(weight.dtype)
         return *ops.quantize_weight(weight, name), column_scale
+
+    def column_scale_for(self, weight: Tensor) -> Tensor | None:
+        """Returns the `column_scale` that a weight gets in this layer, without quantizing it.
+
+        Args:
+            weight: Floating point [out_features, in_features].
+        """
+        theirs = self.int8_config.checkpoint_format == "bitsandbytes"
+        has_values = weight.dim() == 2 and weight.numel() > 0 and not weight.is_meta
+        return functional.column_scale(weight) if has_values and not theirs else None
 
     def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
         """Dequantizes into an `nn.Linear`.

@@ -34,8 +34,7 @@ class QuantizeWeight(ConversionOps):
         return result
 
     def _quantized(self, name: str, weight: Tensor, layer: Int8Linear) -> dict[str, Tensor]:
-        if isinstance(layer, Int8Conv1D):
-            weight = weight.T
+        weight = _as_in_int8(weight, layer)
         try:
             if weight.shape != layer.weight.shape:
                 raise ValueError(f"{name} should be {list(layer.weight.shape)}, got {list(weight.shape)}")
@@ -49,6 +48,19 @@ class QuantizeWeight(ConversionOps):
             layer.set_column_scale(torch.empty_like(column_scale, device="meta"))  # a place for it
             tensors[f"{name.removesuffix('weight')}column_scale"] = column_scale
         return {name: Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
+
+
+class FindColumnScale(ConversionOps):
+    """Gives int8 layers a place, on the meta device, for the `column_scale` of their weights; loads nothing."""
+
+    def convert(self, input_dict: dict[str, Any], *, model: Any = None, **kwargs: Any) -> dict[str, Tensor]:
+        """Returns nothing."""
+        for name, value in input_dict.items():
+            layer, leaf = get_module_from_name(model, name)
+            if isinstance(layer, Int8Linear) and leaf == "weight":
+                scale = layer.column_scale_for(_as_in_int8(_only(value), layer))
+                layer.set_column_scale(None if scale is None else torch.empty_like(scale, device="meta"))
+        return {}
 
 
 class Identity(ConversionOps):
@@ -156,6 +168,11 @@ def _absmax(scale: Tensor) -> Tensor:
     absmax = scale.float() * 127
     short = ((absmax.view(torch.int32) + 0x800) & ~0xFFF).view(torch.float32)
     return torch.where(short / 127 == scale, short, absmax)
+
+
+def _as_in_int8(weight: Tensor, layer: Int8Linear) -> Tensor:
+    """A float weight of a checkpoint as [N, K]."""
+    return weight.T if isinstance(layer, Int8Conv1D) else weight
 
 
 def _only(value: Any) -> Any:

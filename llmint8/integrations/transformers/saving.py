@@ -49,7 +49,7 @@ def make_saving_atomic(cls: type[PreTrainedModel]) -> None:
         with _staging(folder) as staging:
             with _config_of_the_format(self), _only_our_conversions(self, arguments):
                 original(self, staging, **arguments)
-            _move(staging, folder, arguments.get("variant"))
+            move(staging, folder, arguments.get("variant"))
         return None
 
     cls.save_pretrained = save_pretrained
@@ -99,8 +99,14 @@ def _only_our_conversions(model: PreTrainedModel, arguments: dict[str, Any]) -> 
         model._weight_conversions = conversions
 
 
-def _move(staging: Path, folder: Path, variant: str | None) -> None:
-    """Moves a finished checkpoint into its folder: while files of two could meet there is no config.json."""
+def move(staging: Path, folder: Path, variant: str | None = None) -> None:
+    """Moves a finished checkpoint into its folder: while files of two could meet there is no config.json.
+
+    Args:
+        staging: Folder of the checkpoint, on the same file system.
+        folder: Where it is to be; weights that are there already are removed.
+        variant: As in `save_pretrained`.
+    """
     config, new_config = folder / "config.json", staging / "config.json"
     mode = new_config.stat().st_mode
     config.unlink(missing_ok=True)

@@ -98,6 +98,8 @@ def test_the_whole_cycle(case: tuple, tmp_path: Path) -> None:
     assert (expected - exact).norm() / exact.norm() < 0.05
 
     model.save_pretrained(tmp_path / "a")
+    llmint8.quantize_checkpoint(folder, tmp_path / "streamed")
+    assert same_files(tmp_path / "a", tmp_path / "streamed")
     again = llmint8.from_pretrained(tmp_path / "a")
     assert {name for name, _ in int8_layers(again)} == layers
     assert torch.equal(run(again, inputs), expected)
