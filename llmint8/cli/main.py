@@ -6,6 +6,7 @@ import typer
 
 from llmint8._version import __version__
 from llmint8.cli.bench import bench
+from llmint8.cli.chat import chat
 from llmint8.cli.doctor import doctor
 from llmint8.cli.estimate import estimate
 from llmint8.cli.eval import evaluate
@@ -21,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command()(chat)
 app.command()(estimate)
 app.command()(quantize)
 app.command()(inspect)
