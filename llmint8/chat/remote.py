@@ -69,7 +69,7 @@ class Remote:
     def memory(self) -> int | None:
         """Returns the bytes of the weights, which a server of ours says."""
         info = self._optional("/info") if self._is_ours else None
-        return None if info is None else info.get("weight_bytes")
+        return None if info is None else info.get("weights_bytes")
 
     def _get(self, path: str) -> dict[str, Any]:
         session, headers = get_session(), {"Authorization": f"Bearer {self._key}"}

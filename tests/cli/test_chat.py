@@ -1,0 +1,94 @@
+"""`llmint8 chat` on a terminal of its own, typed at."""
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+
+class Typist:
+    """A program on a pseudo-terminal."""
+
+    def __init__(self, *arguments: str) -> None:
+        master, slave = pty.openpty()
+        command = [sys.executable, "-m", "llmint8", "chat", *arguments]
+        environment = {**os.environ, "TERM": "dumb", "COLUMNS": "200"}
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=environment,
+            preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        )  # fmt: skip
+        os.close(slave)
+        self.terminal, self.seen = master, ""
+
+    def type(self, text: str) -> None:
+        os.write(self.terminal, text.encode())
+
+    def wait_for(self, text: str, seconds: float = 60) -> str:
+        """Reads until there is a text, and returns what came up to its end."""
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            assert time.monotonic() < end, f"{text!r} did not come, but {self.seen!r}"
+            if select.select([self.terminal], [], [], 0.1)[0]:
+                try:
+                    self.seen += os.read(self.terminal, 65536).decode(errors="replace")
+                except OSError:  # the program has ended
+                    assert text in self.seen, f"{text!r} did not come, but {self.seen!r}"
+        before, _, self.seen = self.seen.partition(text)
+        return before + text
+
+
+@pytest.fixture
+def typist() -> Iterator[Typist]:
+    made = Typist("--temperature", "0")
+    yield made
+    made.process.kill()
+    made.process.wait()
+    os.close(made.terminal)
+
+
+def test_a_conversation(typist: Typist) -> None:
+    typist.wait_for("Ctrl-C stops an answer.")
+    typist.wait_for("> ")
+    typist.type("What is the capital of France?\n")
+    typist.wait_for("Paris")
+    status = typist.wait_for("GB]")
+    assert "tokens/s" in status
+    assert "context" in status
+    typist.wait_for("> ")
+    typist.type("Tell me a very long story about a horse.\n")
+    typist.wait_for("horse.")  # the echo of the question
+    time.sleep(1)
+    typist.type("\x03")
+    assert "stopped" in typist.wait_for("]", 10)
+    typist.wait_for("> ")
+    typist.type("\x03")
+    typist.wait_for("/exit or Ctrl-D leaves")
+    typist.type("What is the capital of Italy?\n")
+    typist.wait_for("Rome")
+    typist.wait_for("> ")
+    typist.type("/exit\n")
+    assert typist.process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/nowhere"], "/nowhere"),
+        (["--temperature", "-1"], "temperature must be 0 to 100, got -1"),
+        (["http://127.0.0.1:9"], "does not answer"),
+        (["--model", "x"], "--model is for the address of a server"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "llmint8", "chat", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert run.returncode == 2
+    assert message in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert run.stdout == ""
