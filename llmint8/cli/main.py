@@ -6,6 +6,7 @@ import typer
 
 from llmint8._version import __version__
 from llmint8.cli.estimate import estimate
+from llmint8.cli.serve import serve
 
 # Help in plain text takes half the time.
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(estimate)
+app.command()(serve)
 
 
 def _print_version(asked: bool) -> None:

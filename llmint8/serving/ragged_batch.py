@@ -1,0 +1,95 @@
+"""One decoding step of several sequences of different lengths, each with a cache of its own.
+
+The rows of a batch share everything but attention: a layer adds each row's key and value to that row's cache, and each
+row attends to its own tokens. Nothing is padded, and a sequence can come and go between any two steps.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from llmint8.integrations.transformers.fused import growing_cache
+
+
+class RaggedCache(Cache):
+    """The caches of a batch's sequences, as the cache of the batch.
+
+    `update` returns lists, [1, heads, S, depth] of each sequence, which the attention that `enable` registers takes.
+    """
+
+    def __init__(self, caches: Sequence[DynamicCache]) -> None:
+        """Shows caches of one sequence each as one.
+
+        Args:
+            caches: Of each row; all of them have a token already.
+        """
+        super().__init__(layers=[])
+        self.caches = caches
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Adds a token to each sequence.
+
+        Args:
+            key_states: [B, heads, 1, depth].
+            value_states: As `key_states`.
+            layer_idx: Of the layer.
+            *args: Passed on.
+            **kwargs: Passed on.
+
+        Returns:
+            The keys and the values of each sequence, [1, heads, S, depth].
+        """
+        keys, values = [], []
+        for cache, key, value in zip(self.caches, key_states.split(1), value_states.split(1), strict=True):
+            all_keys, all_values = growing_cache.update(cache, key, value, layer_idx, {})
+            keys.append(all_keys)
+            values.append(all_values)
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Returns the length of the longest sequence; rows have positions of their own."""
+        return max(cache.get_seq_length(layer_idx) for cache in self.caches)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Returns sizes with which no mask is made: a row sees all that its cache shows."""
+        return query_length, 0
+
+
+def enable() -> None:
+    """Has transformers' SDPA attention take the lists of a `RaggedCache`; all else reaches it as before."""
+    attention = AttentionInterface()["sdpa"]
+    if not getattr(attention, "takes_lists", False):
+        AttentionInterface.register("sdpa", _taking_lists(attention))
+
+
+def _taking_lists(attention: Callable[..., Any]) -> Callable[..., Any]:
+    def sdpa(
+        module: nn.Module, query: Tensor, key: Any, value: Any, attention_mask: Any = None, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        if not isinstance(key, list):
+            return attention(module, query, key, value, attention_mask, *args, **kwargs)
+        rows = zip(query.split(1), key, value, strict=True)
+        return torch.cat([attention(module, *row, None, *args, **kwargs)[0] for row in rows]), None
+
+    sdpa.takes_lists = True  # type: ignore[attr-defined]
+    sdpa.is_ours = getattr(attention, "is_ours", False)  # type: ignore[attr-defined]
+    return sdpa
+
+
+def can_batch(model: nn.Module) -> bool:
+    """Whether sequences of a model can be decoded together: it attends with SDPA to a cache of keys and values.
+
+    Args:
+        model: Of transformers.
+    """
+    config: Any = model.config
+    if config._attn_implementation != "sdpa" or getattr(model, "_is_stateful", False):
+        return False
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    return all(type(layer) in plain for layer in DynamicCache(config=config.get_text_config(decoder=True)).layers)
