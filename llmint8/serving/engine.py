@@ -207,10 +207,11 @@ class Engine:
                 self._finish(answer, "cancelled")
             self._running = [a for a in self._running if a.finish_reason is None]
             new = self._waiting.popleft() if self._waiting and len(self._running) < self.slots else None
+            if new is not None:
+                self._running.append(new)
         if new is not None:
             self._attempt([new], self._read)
-        batch = self._running if new is None else [*self._running, new]
-        batch = [answer for answer in batch if answer.finish_reason is None]
+        batch = [answer for answer in self._running if answer.finish_reason is None]
         for first in range(0, len(batch), self._rows):
             self._attempt(batch[first : first + self._rows], self._step)
         with self._lock:

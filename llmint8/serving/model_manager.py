@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 from transformers.cli.serving.model_manager import ModelManager
 
 import llmint8
+from llmint8.loading import is_hub_name
 from llmint8.nn import Int8Linear
 
 
@@ -37,8 +38,10 @@ class Int8ModelManager(ModelManager):
 
         Raises:
             ValueError: A setting is wrong, or the model has no fast tokenizer.
-            OSError: The model is not there.
+            OSError: The model is not there, or is damaged.
         """
+        if not Path(model).expanduser().is_dir() and not is_hub_name(model):
+            raise FileNotFoundError(f"{model} does not exist, or is not the folder of a checkpoint")
         self.path, self.settings = model, settings
         self.name = name or Path(model).name
         super().__init__(device=device, dtype=dtype, trust_remote_code=trust_remote_code, model_timeout=-1)

@@ -46,10 +46,22 @@ class RaggedCache(Cache):
             The keys and the values of each sequence, [1, heads, S, depth].
         """
         keys, values = [], []
+        places: list[Tensor] = []
+        new: list[Tensor] = []
         for cache, key, value in zip(self.caches, key_states.split(1), value_states.split(1), strict=True):
-            all_keys, all_values = growing_cache.update(cache, key, value, layer_idx, {})
+            room = growing_cache.room_for_one(cache, layer_idx, key)
+            if room is None:  # of a layer that does not keep all tokens
+                all_keys, all_values = cache.update(key, value, layer_idx)
+            else:
+                layer = cache.layers[layer_idx]
+                places += room.keys.narrow(2, room.used, 1), room.values.narrow(2, room.used, 1)
+                new += key, value
+                room.show_one_more(layer)
+                all_keys, all_values = layer.keys, layer.values
             keys.append(all_keys)
             values.append(all_values)
+        if places:
+            torch._foreach_copy_(places, new)  # one call: each costs as much as the attention of a row
         return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

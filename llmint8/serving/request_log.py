@@ -27,7 +27,7 @@ def write(record: Record) -> None:
     if (answer := record.answer) is not None:
         line["prompt_tokens"] = len(answer.prompt)
         line["completion_tokens"] = len(answer.tokens)
-        line["finish_reason"] = answer.finish_reason
+        line["finish_reason"] = answer.finish_reason or ("cancelled" if answer.cancelled else None)
         if answer.first is not None:
             line["first_token_seconds"] = round(answer.first - record.start, 4)
             line["tokens_per_second"] = round(len(answer.tokens) / (now - record.start), 2)
