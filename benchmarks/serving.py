@@ -168,7 +168,7 @@ def main(
     clients: Annotated[int, typer.Option(help="At the same time.")] = 64,
     seconds: Annotated[float, typer.Option(help="Of asking at the same time.")] = 120,
     warm_up: Annotated[float, typer.Option(help="Seconds before memory is looked at.")] = 20,
-    tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 64,
+    tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 128,
     arguments: Annotated[str, typer.Option(help="More of `llmint8 serve`, separated by spaces.")] = "",
     output: options.Output = None,
 ) -> None:

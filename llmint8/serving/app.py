@@ -51,6 +51,7 @@ def create_app(manager: Int8ModelManager, settings: Settings | None = None) -> F
     none: Any = None  # of endpoints whose routes are taken out
     app: FastAPI = build_server(manager, chat, text, none, none, none, state)
     app.router.routes[:] = [route for route in app.routes if getattr(route, "path", "") in _OF_TRANSFORMERS]
+    app.user_middleware.clear()  # it names requests, at a price for each token of a stream; the gate does that
     app.state.engine, app.state.manager, app.state.stopping = engine, manager, False
     counts = metrics.Metrics(engine, _PATHS)
 

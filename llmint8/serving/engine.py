@@ -103,6 +103,8 @@ class Engine:
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
         self._closed = False
+        self._members: list[Answer] = []
+        self._caches: dict[int, ragged_batch.RaggedCache] = {}
         ragged_batch.enable()
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
@@ -212,10 +214,16 @@ class Engine:
         if new is not None:
             self._attempt([new], self._read)
         batch = [answer for answer in self._running if answer.finish_reason is None]
+        if batch != self._members:
+            self._members = batch
+            self._caches.clear()
         for first in range(0, len(batch), self._rows):
             self._attempt(batch[first : first + self._rows], self._step)
         with self._lock:
             self._running = [answer for answer in batch if answer.finish_reason is None]
+            if not self._running:
+                self._members = []
+                self._caches.clear()  # an idle server keeps no caches
             return bool(self._running or self._waiting)
 
     def _attempt(self, answers: list[Answer], work: Callable[[list[Answer]], None]) -> None:
@@ -242,13 +250,21 @@ class Engine:
         device = self.model.device
         tokens = torch.tensor([[answer.tokens[-1]] for answer in answers], device=device)
         positions = torch.tensor([[len(a.prompt) + len(a.tokens) - 1] for a in answers], device=device)
-        alone = len(answers) == 1
-        cache = answers[0].cache if alone else ragged_batch.RaggedCache([answer.cache for answer in answers])
+        cache = self._cache_of(answers)
         logits = self.model(
             input_ids=tokens, position_ids=positions, use_cache=True, **{self._cache_name: cache}
         ).logits
         for answer, row in zip(answers, logits[:, -1], strict=True):
             self._attempt([answer], lambda found, row=row: self._take(found[0], row))  # type: ignore[misc]
+
+    def _cache_of(self, answers: list[Answer]) -> Any:
+        """The cache of a step; one of several rows is kept as long as nobody comes or goes."""
+        if len(answers) == 1:
+            return answers[0].cache
+        kept = self._caches.get(id(answers[0]))
+        if kept is None:
+            kept = self._caches[id(answers[0])] = ragged_batch.RaggedCache([answer.cache for answer in answers])
+        return kept
 
     def _take(self, answer: Answer, logits: torch.Tensor) -> None:
         token = answer.sampler.choose([*answer.prompt, *answer.tokens], logits)

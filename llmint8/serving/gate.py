@@ -47,13 +47,12 @@ class Gate:
             await self.app(scope, receive, send)
             return
         record = Record(uuid.uuid4().hex, scope["method"], scope["path"], (scope.get("client") or ("",))[0])
-        # transformers takes the identifier from this header; a client's own might be another request's.
-        others = [pair for pair in scope["headers"] if pair[0] != b"x-request-id"]
-        scope["headers"] = [*others, (b"x-request-id", record.id.encode())]
+        scope.setdefault("state", {})["request_id"] = record.id  # where transformers looks for it
 
         async def noted_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", record.id.encode())]
             await send(message)
 
         token = current.set(record)
@@ -63,7 +62,6 @@ class Gate:
                 body = await self._read(receive, record)
             except APIError as error:
                 response = error.response()
-                response.headers["x-request-id"] = record.id
                 response.headers["connection"] = "close"  # what is left of the body is not read
                 await response(scope, receive, noted_send)
                 return

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import json
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -145,7 +146,7 @@ class _Handler(BaseHandler):
                 yield self._chunk(request_id, piece, None)
             if answer.finish_reason == "error":
                 error = APIError(500, "the answer could not be generated; the log of the server says why")
-                yield self.chunk_to_sse(JSONResponse(error.body()).body.decode())
+                yield self.chunk_to_sse(json.dumps(error.body()))
                 return
             yield self._chunk(request_id, "", _finish_reason(answer))
             if usage:

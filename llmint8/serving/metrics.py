@@ -1,6 +1,7 @@
 """Metrics for Prometheus."""
 
 import time
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -25,7 +26,7 @@ class Metrics:
         self._registry, self._paths = CollectorRegistry(), paths
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
-        place = {"namespace": "llmint8", "registry": self._registry}
+        place: dict[str, Any] = {"namespace": "llmint8", "registry": self._registry}
         self._requests = Counter("requests", "Requests that were answered.", ["path", "status"], **place)
         self._prompt = Counter("prompt_tokens", "Tokens of prompts.", **place)
         self._completion = Counter("completion_tokens", "Tokens that were generated.", **place)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoTokenizer
 from transformers.cli.serving.model_manager import ModelManager
 
@@ -88,8 +87,8 @@ class Int8ModelManager(ModelManager):
         return int8, int8 + saved
 
 
-def _saved(layer: nn.Module, dtype: torch.dtype) -> int:
+def _saved(layer: Int8Linear, dtype: torch.dtype) -> int:
     """The bytes that a layer is smaller for being int8."""
-    unquantized = layer.weight.numel() * dtype.itemsize
-    added = [p for name, p in layer.named_parameters(recurse=False) if name not in ("weight", "bias")]
-    return unquantized - layer.weight.nbytes - sum(tensor.nbytes for tensor in added)
+    weight: torch.Tensor = layer.weight
+    added = sum(p.nbytes for name, p in layer.named_parameters(recurse=False) if name not in ("weight", "bias"))
+    return weight.numel() * dtype.itemsize - weight.nbytes - added

@@ -25,10 +25,11 @@ class RaggedCache(Cache):
         """Shows caches of one sequence each as one.
 
         Args:
-            caches: Of each row; all of them have a token already.
+            caches: Of each row; all have a token already, and get others only from here as long as this is used.
         """
         super().__init__(layers=[])
         self.caches = caches
+        self._rooms: dict[int, list[growing_cache.Room]] = {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -45,24 +46,32 @@ class RaggedCache(Cache):
         Returns:
             The keys and the values of each sequence, [1, heads, S, depth].
         """
-        keys, values = [], []
-        places: list[Tensor] = []
-        new: list[Tensor] = []
-        for cache, key, value in zip(self.caches, key_states.split(1), value_states.split(1), strict=True):
-            room = growing_cache.room_for_one(cache, layer_idx, key)
-            if room is None:  # of a layer that does not keep all tokens
-                all_keys, all_values = cache.update(key, value, layer_idx)
-            else:
-                layer = cache.layers[layer_idx]
-                places += room.keys.narrow(2, room.used, 1), room.values.narrow(2, room.used, 1)
-                new += key, value
-                room.show_one_more(layer)
-                all_keys, all_values = layer.keys, layer.values
-            keys.append(all_keys)
-            values.append(all_values)
-        if places:
-            torch._foreach_copy_(places, new)  # one call: each costs as much as the attention of a row
+        rooms = self._rooms_of(layer_idx, key_states)
+        if rooms is None:  # a layer that does not keep all tokens
+            rows = zip(self.caches, key_states.split(1), value_states.split(1), strict=True)
+            found = [cache.update(key, value, layer_idx) for cache, key, value in rows]
+            return [keys for keys, _ in found], [values for _, values in found]
+        new, places, keys, values = (*key_states.split(1), *value_states.split(1)), [], [], []
+        for cache, room in zip(self.caches, rooms, strict=True):
+            places.append(room.keys.narrow(2, room.used, 1))
+            layer = cache.layers[layer_idx]
+            room.show_one_more(layer)
+            keys.append(layer.keys)
+            values.append(layer.values)
+        places += [room.values.narrow(2, room.used - 1, 1) for room in rooms]
+        torch._foreach_copy_(places, new)  # one call: each takes as long as the attention of a row
         return keys, values
+
+    def _rooms_of(self, index: int, like: Tensor) -> list[growing_cache.Room] | None:
+        """The buffers of a layer, with room for a token; looked for once and when one is full."""
+        rooms = self._rooms.get(index)
+        if rooms is None or any(room.used == room.keys.shape[2] for room in rooms):
+            found = [growing_cache.room_for_one(cache, index, like[:1]) for cache in self.caches]
+            rooms = [room for room in found if room is not None]
+            if len(rooms) != len(found):
+                return None
+            self._rooms[index] = rooms
+        return rooms
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Returns the length of the longest sequence; rows have positions of their own."""

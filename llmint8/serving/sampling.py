@@ -53,7 +53,7 @@ class Sampler:
             seed: Of its random numbers; None for others each time.
             penalties: Frequency and presence.
         """
-        model._prepare_special_tokens(config, False, device=model.device)
+        model._prepare_special_tokens(config, True, device=model.device)
         self._processors = LogitsProcessorList()
         if any(penalties):
             self._processors.append(Penalties(prompt, *penalties))
