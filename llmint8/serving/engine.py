@@ -85,7 +85,7 @@ class Engine:
             max_queue: Requests that may wait for a place.
 
         Raises:
-            ValueError: A number is too small.
+            ValueError: A number is too small, or the model has no cache that could be used.
         """
         rows = _ROWS_CPU if model.device.type == "cpu" else _ROWS_GPU
         slots = rows if slots is None else slots
@@ -98,7 +98,11 @@ class Engine:
         self.slots = slots if self.can_batch else 1
         self.max_queue = max_queue
         self._rows = rows
-        self._cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        accepted = inspect.signature(model.forward).parameters
+        names = [name for name in ("cache", "past_key_values") if name in accepted]  # from transformers 5.24 on, before
+        if not names:
+            raise ValueError(f"{type(model).__name__} has no cache of keys and values, which serving needs")
+        self._cache_name = names[0]
         self._lock = threading.Condition()
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
@@ -112,7 +116,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Answers that are being generated."""
-        return len(self._running)
+        return sum(answer.finish_reason is None for answer in list(self._running))
 
     @property
     def waiting(self) -> int:
@@ -159,7 +163,7 @@ class Engine:
         with self._lock:
             if self._closed or not self.is_alive():
                 raise ClosedError
-            if len(self._waiting) + len(self._running) >= self.slots + self.max_queue:
+            if self.waiting + self.running >= self.slots + self.max_queue:
                 raise QueueFullError
             self._waiting.append(answer)
             self._lock.notify()

@@ -67,6 +67,9 @@ class Gate:
                 return
             if not record.gone:
                 await self._serve(scope, body, receive, noted_send, record)
+        except Exception:
+            record.status = 500
+            raise
         finally:
             current.reset(token)
             self._done(record)

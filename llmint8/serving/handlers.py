@@ -83,6 +83,8 @@ class _Handler(BaseHandler):
             raise APIError(400, message, param="max_tokens", code="invalid_value")
         config: GenerationConfig = copy.deepcopy(self.model_manager.model.generation_config)
         config.max_length = None
+        if config.eos_token_id is None:
+            config.eos_token_id = self.model_manager.tokenizer.eos_token_id
         config.max_new_tokens = max_tokens or self.settings.max_tokens
         if self.context is not None:
             config.max_new_tokens = min(config.max_new_tokens, self.context - prompt)

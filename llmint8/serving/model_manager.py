@@ -29,7 +29,7 @@ class Int8ModelManager(ModelManager):
 
         Args:
             model: A folder, or a name on the Hugging Face hub.
-            name: That clients call it by; the last part of its path if None.
+            name: That clients call it by; that of its folder, or on the hub, if None.
             device: auto, cpu, cuda, ...
             dtype: Of what is not int8, as torch names it; auto for the checkpoint's.
             trust_remote_code: Run code that comes with the model.
@@ -39,16 +39,17 @@ class Int8ModelManager(ModelManager):
             ValueError: A setting is wrong, or the model has no fast tokenizer.
             OSError: The model is not there, or is damaged.
         """
-        if not Path(model).expanduser().is_dir() and not is_hub_name(model):
+        folder = Path(model).expanduser()
+        if not folder.is_dir() and not is_hub_name(model):
             raise FileNotFoundError(f"{model} does not exist, or is not the folder of a checkpoint")
-        self.path, self.settings = model, settings
-        self.name = name or Path(model).name
+        self.path, self.settings = str(folder) if folder.is_dir() else model, settings
+        self.name = name or (folder.resolve().name if folder.is_dir() else model)
         super().__init__(device=device, dtype=dtype, trust_remote_code=trust_remote_code, model_timeout=-1)
-        self.model, self.tokenizer = self.load_model_and_processor(model)
+        self.model, self.tokenizer = self.load_model_and_processor(self.path)
         if not hasattr(self.tokenizer, "_tokenizer"):
             raise ValueError(f"{model} has no fast tokenizer, which streaming needs")
-        if not self.model.can_generate():
-            raise ValueError(f"{model} is a {type(self.model).__name__}, which generates no text")
+        if not self.model.can_generate() or self.model.config.is_encoder_decoder:
+            raise ValueError(f"{model} is a {type(self.model).__name__}, which does not continue a text")
         self.force_model = self.name
 
     def _load_processor(self, model_id_and_revision: str, gguf_file: str | None = None) -> Any:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from llmint8 import ops
+from llmint8.integrations.transformers import attention as native_attention
 from llmint8.integrations.transformers.fused import growing_cache
 
 
@@ -96,11 +98,24 @@ def _taking_lists(attention: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(key, list):
             return attention(module, query, key, value, attention_mask, *args, **kwargs)
         rows = zip(query.split(1), key, value, strict=True)
-        return torch.cat([attention(module, *row, None, *args, **kwargs)[0] for row in rows]), None
+        scale = kwargs.get("scaling")
+        if scale is None or args or not _is_native(module, query, key[0], value[0], kwargs):
+            return torch.cat([attention(module, *row, None, *args, **kwargs)[0] for row in rows]), None
+        return torch.cat([ops.attention(*row, scale) for row in rows]), None
 
     sdpa.takes_lists = True  # type: ignore[attr-defined]
     sdpa.is_ours = getattr(attention, "is_ours", False)  # type: ignore[attr-defined]
     return sdpa
+
+
+def _is_native(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> bool:
+    """Whether our kernel would be chosen for each of the rows: asked once, and not for each."""
+    return (
+        ops.is_on_cpu(query)
+        and not options.get("dropout")
+        and native_attention.is_ours(module)
+        and not native_attention.needs_more(query, key, value, options)
+    )
 
 
 def can_batch(model: nn.Module) -> bool:

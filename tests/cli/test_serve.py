@@ -3,15 +3,17 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 import torch
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
+import llmint8
 from llmint8.cli.main import app
+from llmint8.serving import Int8ModelManager
 
 COMMAND = [sys.executable, "-m", "llmint8", "serve", "--port", "0"]
 
@@ -49,14 +51,16 @@ def test_serves_the_default_model_and_lets_answers_end_on_sigterm() -> None:
             process.kill()
 
 
-def test_a_checkpoint_that_is_int8_already(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    import llmint8
-    from llmint8.serving import Int8ModelManager
-
+def test_a_checkpoint_that_is_int8_already_is_served_as_it_is(smollm2: Path, tmp_path: Path) -> None:
     folder = tmp_path / "int8"
-    llmint8.from_pretrained(make_checkpoint("llama", torch.bfloat16)).save_pretrained(folder)
-    with pytest.raises((OSError, ValueError)):  # it has no tokenizer
-        Int8ModelManager(str(folder))
+    llmint8.from_pretrained(smollm2).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
+    saved, quantized = (Int8ModelManager(str(path)) for path in (folder, smollm2))
+    assert saved.name == "int8"
+    assert saved.weights() == quantized.weights()
+    assert saved.weights()[0] < 0.65 * saved.weights()[1]
+    layers = (manager.model.model.layers[3].mlp.up_proj for manager in (saved, quantized))
+    assert torch.equal(*(layer.weight for layer in layers))
 
 
 @pytest.mark.parametrize(
