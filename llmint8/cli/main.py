@@ -12,6 +12,7 @@ from llmint8.cli.estimate import estimate
 from llmint8.cli.eval import evaluate
 from llmint8.cli.inspect import inspect
 from llmint8.cli.quantize import quantize
+from llmint8.cli.serve import serve
 
 # Help in plain text takes half the time.
 app = typer.Typer(
@@ -23,8 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(chat)
-app.command()(estimate)
+app.command()(serve)
 app.command()(quantize)
+app.command()(estimate)
 app.command()(inspect)
 app.command("eval")(evaluate)
 app.command()(bench)

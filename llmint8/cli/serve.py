@@ -1,0 +1,83 @@
+"""`llmint8 serve`: a model behind OpenAI's API."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from llmint8.cli.errors import one_line_errors
+
+
+class Mode(StrEnum):
+    """How outlier columns are chosen."""
+
+    budget = "budget"
+    threshold = "threshold"
+    static = "static"
+    none = "none"
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Argument(help="A folder or a name on the Hugging Face hub; a small chat model by default.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any.", min=0, max=65535)] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="LLMINT8_API_KEY", show_envvar=True, help="Key that clients must send.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What clients call the model; the last part of its path.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 1024,
+    max_prompt_tokens: Annotated[int, typer.Option(help="Most tokens of a prompt.")] = 4096,
+    max_queue: Annotated[int, typer.Option(help="Requests that may wait; more get status 429.")] = 128,
+    max_body: Annotated[int, typer.Option(help="Most bytes of a request.")] = 1 << 20,
+    continuous_batching: Annotated[bool, typer.Option(help="Generate several answers at the same time.")] = True,
+    slots: Annotated[
+        int | None, typer.Option(help="How many; 8 on a CPU and 32 on a GPU by default, which is where it is best.")
+    ] = None,
+    shutdown_seconds: Annotated[int, typer.Option(help="That answers have to end on SIGTERM.")] = 30,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of what is not int8: auto, bfloat16, float16, float32.")] = "auto",
+    mode: Annotated[Mode | None, typer.Option(help="How outlier columns are chosen.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="What an outlier must reach.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Most outlier columns: a share below 1, or a number of them.")
+    ] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+) -> None:
+    """Serve a model with OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics, /info."""
+    with one_line_errors():
+        from llmint8 import serving
+
+        settings = serving.Settings(
+            api_key=api_key,
+            max_tokens=max_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+            max_queue=max_queue,
+            max_body=max_body,
+            slots=slots if continuous_batching else 1,
+            shutdown_seconds=shutdown_seconds,
+        )
+        from transformers.utils import logging
+
+        from llmint8.default_model import default_model
+        from llmint8.serving import server
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        listener = server.bind(host, port)
+        outliers = {
+            "mode": None if mode is None else mode.value,
+            "threshold": threshold,
+            "budget": int(budget) if budget is not None and budget >= 1 and budget == int(budget) else budget,
+        }
+        manager = serving.Int8ModelManager(
+            str(default_model()) if model is None else model,
+            name=name,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            **{key: value for key, value in outliers.items() if value is not None},
+        )
+        app = serving.create_app(manager, settings)
+    server.run(app, listener, shutdown_seconds)

@@ -1,0 +1,102 @@
+"""The application: transformers' own, with one model, our engine, and what stands before it."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
+from transformers.cli.serving.server import build_server
+from transformers.cli.serving.utils import GenerationState
+
+from llmint8._version import __version__
+from llmint8.serving import metrics, request_log
+from llmint8.serving.engine import Engine
+from llmint8.serving.errors import handle_errors
+from llmint8.serving.gate import Gate
+from llmint8.serving.handlers import ChatHandler, TextHandler
+from llmint8.serving.model_manager import Int8ModelManager
+from llmint8.serving.record import Record
+from llmint8.serving.settings import Settings
+
+# Of transformers' routes, those that one fixed model has a use for; `/reset` would unload it.
+_OF_TRANSFORMERS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/models", "/health"})
+_PATHS = _OF_TRANSFORMERS | {"/info", "/metrics"}
+
+
+class _State(GenerationState):
+    """What `/health` asks."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+
+    def is_cb_alive(self) -> bool:
+        return self._engine.is_alive()
+
+
+def create_app(manager: Int8ModelManager, settings: Settings | None = None) -> FastAPI:
+    """Builds the application, for uvicorn or to mount a page beside the API.
+
+    Args:
+        manager: Has loaded the model.
+        settings: Key and limits; none and the defaults if None.
+
+    Returns:
+        An application with `state.engine`, `state.manager` and `state.stopping`, a flag that turns new requests down.
+    """
+    settings = settings or Settings()
+    engine = Engine(manager.model, manager.tokenizer, slots=settings.slots, max_queue=settings.max_queue)
+    state = _State(engine)
+    chat = ChatHandler(manager, state, engine, settings)
+    text = TextHandler(manager, state, engine, settings)
+    none: Any = None  # of endpoints whose routes are taken out
+    app: FastAPI = build_server(manager, chat, text, none, none, none, state)
+    app.router.routes[:] = [route for route in app.routes if getattr(route, "path", "") in _OF_TRANSFORMERS]
+    app.user_middleware.clear()  # it names requests, at a price for each token of a stream; the gate does that
+    app.state.engine, app.state.manager, app.state.stopping = engine, manager, False
+    counts = metrics.Metrics(engine, _PATHS)
+
+    @app.get("/metrics")
+    def show_metrics() -> Response:
+        return Response(counts.text(), media_type=metrics.CONTENT_TYPE)
+
+    @app.get("/info")
+    def show_info() -> JSONResponse:
+        return JSONResponse(info(manager, engine, settings))
+
+    def done(record: Record) -> None:
+        counts.count(record)
+        request_log.write(record)
+
+    handle_errors(app)
+    app.add_middleware(Gate, settings=settings, guarded=_is_guarded, is_stopping=lambda: app.state.stopping, done=done)
+    return app
+
+
+def _is_guarded(path: str) -> bool:
+    return path in _PATHS or path.startswith("/v1/")
+
+
+def info(manager: Int8ModelManager, engine: Engine, settings: Settings) -> dict[str, Any]:
+    """Returns what a page shows of the model and its limits, ready for JSON; sizes are in bytes.
+
+    Args:
+        manager: Has loaded the model.
+        engine: Generates.
+        settings: Limits.
+    """
+    int8, unquantized = manager.weights()
+    return {
+        "model": manager.name,
+        "architecture": type(manager.model).__name__,
+        "version": __version__,
+        "device": str(manager.model.device),
+        "dtype": str(manager.model.dtype).removeprefix("torch."),
+        "weights_bytes": int8,
+        "unquantized_weights_bytes": unquantized,
+        "continuous_batching": engine.slots > 1,
+        "slots": engine.slots,
+        "running": engine.running,
+        "waiting": engine.waiting,
+        "max_tokens": settings.max_tokens,
+        "max_prompt_tokens": settings.max_prompt_tokens,
+    }

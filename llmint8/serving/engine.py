@@ -1,0 +1,293 @@
+"""Continuous batching: sequences join and leave between two steps, and the bits of an answer do not depend on it.
+
+transformers' own continuous batching has one configuration for all requests (no greedy answer beside a sampled one, no
+seed, no stop sequence of a request's own), and on a CPU it pads nothing but masks everything: each token looks at
+the cache of every sequence. Here a prompt is read alone, as `generate` would, and decoding steps take so few rows
+that int8 layers do not quantize them; both give a sequence the same bits in any company.
+"""
+
+import contextlib
+import inspect
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.cache_utils import DynamicCache
+from transformers.utils import logging
+
+from llmint8.kernels.cpu import forward_pass
+from llmint8.serving import ragged_batch
+from llmint8.serving.sampling import Sampler
+from llmint8.serving.text import TextStream
+
+logger = logging.get_logger(__name__)
+
+# Rows of a step: what int8 layers take without quantizing it, on a CPU and on a GPU.
+_ROWS_CPU, _ROWS_GPU = 8, 32
+
+
+class QueueFullError(Exception):
+    """As many requests wait as may."""
+
+
+class ClosedError(Exception):
+    """The engine takes no more requests: the server stops, or the engine has failed."""
+
+
+@dataclass(eq=False)
+class Answer:
+    """A request and what has become of it.
+
+    Attributes:
+        prompt: Its tokens.
+        max_tokens: Of the answer.
+        end: Tokens that end an answer.
+        sampler: Chooses the tokens.
+        text: Makes text of them.
+        send: Called in the engine's thread with each piece of text, and with None once it is over.
+        tokens: Those chosen so far, one that ended the answer among them.
+        finish_reason: "stop", "length", "cancelled" or "error" once it is over.
+        first: Time of the first token, of `time.perf_counter`.
+    """
+
+    prompt: list[int]
+    max_tokens: int
+    end: frozenset[int]
+    sampler: Sampler
+    text: TextStream
+    send: Callable[[str | None], None]
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    first: float | None = None
+    cache: Any = None
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Ends the answer at the next step; its place is free then."""
+        self.cancelled = True
+
+
+class Engine:
+    """One thread that generates the answers of one model."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, slots: int | None = None, max_queue: int = 64) -> None:
+        """Starts the thread.
+
+        Args:
+            model: Of transformers.
+            tokenizer: A fast one of transformers.
+            slots: Answers that are generated at the same time; None for as many as there are rows in a step.
+            max_queue: Requests that may wait for a place.
+
+        Raises:
+            ValueError: A number is too small, or the model has no cache that could be used.
+        """
+        rows = _ROWS_CPU if model.device.type == "cpu" else _ROWS_GPU
+        slots = rows if slots is None else slots
+        if slots < 1:
+            raise ValueError(f"answers at the same time must be at least 1, got {slots}")
+        if max_queue < 0:
+            raise ValueError(f"max_queue must be at least 0, got {max_queue}")
+        self.model, self.tokenizer = model, tokenizer
+        self.can_batch = ragged_batch.can_batch(model)
+        self.slots = slots if self.can_batch else 1
+        self.max_queue = max_queue
+        self._rows = rows
+        accepted = inspect.signature(model.forward).parameters
+        names = [name for name in ("cache", "past_key_values") if name in accepted]  # from transformers 5.24 on, before
+        if not names:
+            raise ValueError(f"{type(model).__name__} has no cache of keys and values, which serving needs")
+        self._cache_name = names[0]
+        self._lock = threading.Condition()
+        self._waiting: deque[Answer] = deque()
+        self._running: list[Answer] = []
+        self._closed = False
+        self._members: list[Answer] = []
+        self._caches: dict[int, ragged_batch.RaggedCache] = {}
+        ragged_batch.enable()
+        self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        """Answers that are being generated."""
+        return sum(answer.finish_reason is None for answer in list(self._running))
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place."""
+        return len(self._waiting)
+
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def submit(
+        self,
+        prompt: list[int],
+        config: GenerationConfig,
+        send: Callable[[str | None], None],
+        *,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        penalties: tuple[float, float] = (0.0, 0.0),
+    ) -> Answer:
+        """Queues a request.
+
+        Args:
+            prompt: At least one token.
+            config: How to choose; has `max_new_tokens`.
+            send: Called in the engine's thread with each piece of text, and with None once the answer is over.
+            stop: Strings that end it and are not part of it.
+            seed: The same answer for the same seed.
+            penalties: OpenAI's, frequency and presence.
+
+        Raises:
+            QueueFullError: Too many wait already.
+            ClosedError: After `close`.
+        """
+        ends = config.eos_token_id
+        answer = Answer(
+            prompt,
+            config.max_new_tokens or 1,
+            frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends]),
+            Sampler(self.model, config, len(prompt), seed, penalties),
+            TextStream(self.tokenizer, stop),
+            send,
+        )
+        with self._lock:
+            if self._closed or not self.is_alive():
+                raise ClosedError
+            if self.waiting + self.running >= self.slots + self.max_queue:
+                raise QueueFullError
+            self._waiting.append(answer)
+            self._lock.notify()
+        return answer
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Takes no more requests, cancels those there are, and waits for the thread.
+
+        Args:
+            seconds: To wait.
+        """
+        with self._lock:
+            self._closed = True
+            for answer in (*self._waiting, *self._running):
+                answer.cancel()
+            self._lock.notify()
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return
+            with torch.inference_mode(), self._threads_looked_after():
+                while self._turn():
+                    pass
+
+    @contextlib.contextmanager
+    def _threads_looked_after(self) -> Iterator[None]:
+        if self.model.device.type == "cpu" and forward_pass.is_watched(self.model):
+            with forward_pass.generation():
+                yield
+        else:
+            yield
+
+    def _turn(self) -> bool:
+        """Reads the prompt of one who waits, if there is a place, and takes one step with all; False if none is left.
+
+        One prompt a turn, so that those who are answered already wait for one prompt at most.
+        """
+        with self._lock:
+            for answer in [a for a in self._waiting if a.cancelled]:
+                self._waiting.remove(answer)
+                self._finish(answer, "cancelled")
+            for answer in [a for a in self._running if a.cancelled]:
+                self._finish(answer, "cancelled")
+            self._running = [a for a in self._running if a.finish_reason is None]
+            new = self._waiting.popleft() if self._waiting and len(self._running) < self.slots else None
+            if new is not None:
+                self._running.append(new)
+        if new is not None:
+            self._attempt([new], self._read)
+        batch = [answer for answer in self._running if answer.finish_reason is None]
+        if batch != self._members:
+            self._members = batch
+            self._caches.clear()
+        for first in range(0, len(batch), self._rows):
+            self._attempt(batch[first : first + self._rows], self._step)
+        with self._lock:
+            self._running = [answer for answer in batch if answer.finish_reason is None]
+            if not self._running:
+                self._members = []
+                self._caches.clear()  # an idle server keeps no caches
+            return bool(self._running or self._waiting)
+
+    def _attempt(self, answers: list[Answer], work: Callable[[list[Answer]], None]) -> None:
+        try:
+            work(answers)
+        except Exception:
+            logger.exception("an answer could not be generated")
+            for answer in answers:
+                if answer.finish_reason is None:
+                    self._finish(answer, "error")
+
+    def _read(self, answers: list[Answer]) -> None:
+        """Reads the prompt of one answer and chooses its first token."""
+        (answer,) = answers
+        answer.cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+        tokens = torch.tensor([answer.prompt], device=self.model.device)
+        logits = self.model(
+            input_ids=tokens, use_cache=True, logits_to_keep=1, **{self._cache_name: answer.cache}
+        ).logits
+        self._take(answer, logits[0, -1])
+
+    def _step(self, answers: list[Answer]) -> None:
+        """Chooses the next token of each."""
+        device = self.model.device
+        tokens = torch.tensor([[answer.tokens[-1]] for answer in answers], device=device)
+        positions = torch.tensor([[len(a.prompt) + len(a.tokens) - 1] for a in answers], device=device)
+        cache = self._cache_of(answers)
+        logits = self.model(
+            input_ids=tokens, position_ids=positions, use_cache=True, **{self._cache_name: cache}
+        ).logits
+        for answer, row in zip(answers, logits[:, -1], strict=True):
+            self._attempt([answer], lambda found, row=row: self._take(found[0], row))  # type: ignore[misc]
+
+    def _cache_of(self, answers: list[Answer]) -> Any:
+        """The cache of a step; one of several rows is kept as long as nobody comes or goes."""
+        if len(answers) == 1:
+            return answers[0].cache
+        kept = self._caches.get(id(answers[0]))
+        if kept is None:
+            kept = self._caches[id(answers[0])] = ragged_batch.RaggedCache([answer.cache for answer in answers])
+        return kept
+
+    def _take(self, answer: Answer, logits: torch.Tensor) -> None:
+        token = answer.sampler.choose([*answer.prompt, *answer.tokens], logits)
+        answer.tokens.append(token)
+        if answer.first is None:
+            answer.first = time.perf_counter()
+        if token in answer.end:
+            self._finish(answer, "stop")
+            return
+        if text := answer.text.add(token):
+            answer.send(text)
+        if answer.text.stopped:
+            self._finish(answer, "stop")
+        elif len(answer.tokens) >= answer.max_tokens:
+            self._finish(answer, "length")
+
+    def _finish(self, answer: Answer, reason: str) -> None:
+        answer.cache = None
+        answer.finish_reason = reason
+        if rest := answer.text.finish():
+            answer.send(rest)
+        answer.send(None)

@@ -1,0 +1,142 @@
+"""What stands before the API: the key, limits of what is read, and an eye on clients that hang up."""
+
+import asyncio
+import contextlib
+import hmac
+import uuid
+from collections.abc import Callable
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llmint8.serving.errors import APIError
+from llmint8.serving.record import Record, current
+from llmint8.serving.settings import Settings
+
+OPEN = "/health"
+_SECONDS_TO_SEND = 30
+
+
+class Gate:
+    """Middleware (ASGI) for the paths of the API; others pass as they are, so that a page can be mounted beside it."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        guarded: Callable[[str], bool],
+        is_stopping: Callable[[], bool],
+        done: Callable[[Record], None],
+    ) -> None:
+        """Wraps an application.
+
+        Args:
+            app: What is behind.
+            settings: Key and limits.
+            guarded: Whether a path is of the API.
+            is_stopping: Whether the server takes no more requests.
+            done: Called with each request of the API once it is over.
+        """
+        self.app, self.settings = app, settings
+        self._guarded, self._is_stopping, self._done = guarded, is_stopping, done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves a connection."""
+        if scope["type"] != "http" or not self._guarded(scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        record = Record(uuid.uuid4().hex, scope["method"], scope["path"], (scope.get("client") or ("",))[0])
+        scope.setdefault("state", {})["request_id"] = record.id  # where transformers looks for it
+
+        async def noted_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", record.id.encode())]
+            await send(message)
+
+        token = current.set(record)
+        try:
+            try:
+                self._check(Headers(scope=scope), scope)
+                body = await self._read(receive, record)
+            except APIError as error:
+                response = error.response()
+                response.headers["connection"] = "close"  # what is left of the body is not read
+                await response(scope, receive, noted_send)
+                return
+            if not record.gone:
+                await self._serve(scope, body, receive, noted_send, record)
+        except Exception:
+            record.status = 500
+            raise
+        finally:
+            current.reset(token)
+            self._done(record)
+
+    def _check(self, headers: Headers, scope: Scope) -> None:
+        """Raises an APIError for what can be told from the head of a request."""
+        if scope["path"] == OPEN:
+            return
+        key = self.settings.api_key
+        if key is not None:
+            kind, _, given = headers.get("authorization", "").partition(" ")
+            if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
+                message = "wrong API key" if given else "no API key: send it as `Authorization: Bearer ...`"
+                raise APIError(401, message, code="invalid_api_key")
+        if self._is_stopping():
+            raise APIError(503, "the server is stopping", code="stopping")
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length[:20]) > self.settings.max_body:
+            raise self._too_large()
+        if scope["method"] == "POST":
+            kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+            if kind != "application/json":
+                raise APIError(415, f"Content-Type must be application/json, got {kind[:100]!r}")
+
+    def _too_large(self) -> APIError:
+        return APIError(413, f"the body has more than {self.settings.max_body} bytes", code="body_too_large")
+
+    async def _read(self, receive: Receive, record: Record) -> bytes:
+        """Reads the body, no more of it than is allowed."""
+        body = bytearray()
+        try:
+            async with asyncio.timeout(_SECONDS_TO_SEND):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        record.hang_up()
+                        break
+                    body += message.get("body", b"")
+                    if len(body) > self.settings.max_body:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            raise APIError(408, f"the body did not come within {_SECONDS_TO_SEND} s") from None
+        return bytes(body)
+
+    async def _serve(self, scope: Scope, body: bytes, receive: Receive, send: Send, record: Record) -> None:
+        """Calls what is behind, and cancels the answer as soon as the client hangs up."""
+        gone = asyncio.Event()
+        bodies: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            record.hang_up()
+            gone.set()
+
+        async def receive_again() -> Message:
+            if bodies:
+                return bodies.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        watcher = asyncio.create_task(watch())
+        try:
+            await self.app(scope, receive_again, send)
+        finally:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher

@@ -1,0 +1,279 @@
+"""transformers' handlers of chat and text completions, on our engine and with what OpenAI's API has besides."""
+
+import asyncio
+import copy
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from openai.types import Completion, CompletionChoice, CompletionUsage
+from openai.types.chat import ChatCompletionChunk
+from transformers import GenerationConfig
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.completion import CompletionHandler
+from transformers.cli.serving.utils import BaseHandler, Modality
+
+from llmint8.serving.engine import Answer, ClosedError, Engine, QueueFullError
+from llmint8.serving.errors import APIError
+from llmint8.serving.model_manager import Int8ModelManager
+from llmint8.serving.record import Record, current
+from llmint8.serving.requests import ChatRequest, CompletionRequest, GenerationRequest, check
+from llmint8.serving.settings import Settings
+
+# Below it the most likely token has all of the probability, and logits would overflow.
+_GREEDY = 0.01
+_DONE = "data: [DONE]\n\n"
+
+
+class Stream:
+    """The pieces of text of an answer, as they are generated."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
+
+    def send(self, piece: str | None) -> None:
+        """Adds a piece, from any thread; None is the last."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """Yields the pieces; several that are there already as one."""
+        while True:
+            found = [await self._pieces.get()]
+            while not self._pieces.empty():
+                found.append(self._pieces.get_nowait())
+            if text := "".join(piece for piece in found if piece):
+                yield text
+            if found[-1] is None:
+                return
+
+
+class _Handler(BaseHandler):
+    """What both kinds of completions share."""
+
+    model_manager: Int8ModelManager
+
+    def __init__(
+        self, model_manager: Int8ModelManager, generation_state: Any, engine: Engine, settings: Settings
+    ) -> None:
+        super().__init__(model_manager, generation_state)
+        self.engine, self.settings = engine, settings
+        config = model_manager.model.config.get_text_config(decoder=True)
+        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        self.vocabulary: int = config.vocab_size
+
+    def _check_model(self, request: GenerationRequest) -> None:
+        if request.model is not None and not self.model_manager.is_called(request.model):
+            message = f"there is no model {request.model[:200]!r} here; it is {self.model_manager.name!r}"
+            raise APIError(404, message, param="model", code="model_not_found")
+
+    def _config(self, request: GenerationRequest, max_tokens: int | None, prompt: int) -> GenerationConfig:
+        """How to generate: what the model's own configuration says, and what the request says."""
+        most = self.settings.max_prompt_tokens
+        if self.context is not None:
+            most = min(most, self.context - 1)
+        if not 0 < prompt <= most:
+            message = f"the prompt has {prompt} tokens; it must have 1 to {most}"
+            raise APIError(400, message, code="context_length_exceeded" if prompt else "invalid_value")
+        if max_tokens is not None and max_tokens > self.settings.max_tokens:
+            message = f"max_tokens is {max_tokens}; this server generates {self.settings.max_tokens} at most"
+            raise APIError(400, message, param="max_tokens", code="invalid_value")
+        config: GenerationConfig = copy.deepcopy(self.model_manager.model.generation_config)
+        config.max_length = None
+        if config.eos_token_id is None:
+            config.eos_token_id = self.model_manager.tokenizer.eos_token_id
+        config.max_new_tokens = max_tokens or self.settings.max_tokens
+        if self.context is not None:
+            config.max_new_tokens = min(config.max_new_tokens, self.context - prompt)
+        if request.temperature is not None or request.top_p is not None:
+            temperature = 1.0 if request.temperature is None else request.temperature
+            config.do_sample = temperature >= _GREEDY and request.top_p != 0
+            config.temperature = temperature if config.do_sample else None
+            config.top_p = request.top_p if config.do_sample else None
+            config.top_k = None
+        if request.logit_bias:
+            config.sequence_bias = {(self._token(key),): float(bias) for key, bias in request.logit_bias.items()}
+        return config
+
+    def _token(self, key: str) -> int:
+        number = int(key) if key.isascii() and key.isdigit() and len(key) < 10 else -1
+        if not 0 <= number < self.vocabulary:
+            raise APIError(400, f"logit_bias: {key[:20]!r} is not a token of the model", param="logit_bias")
+        return number
+
+    def _submit(
+        self, request: GenerationRequest, max_tokens: int | None, prompt: list[int], record: Record
+    ) -> tuple[Answer, Stream]:
+        stream = Stream()
+        config = self._config(request, max_tokens, len(prompt))
+        penalties = (request.frequency_penalty or 0.0, request.presence_penalty or 0.0)
+        try:
+            answer = self.engine.submit(
+                prompt, config, stream.send, stop=request.stops, seed=request.seed, penalties=penalties
+            )
+        except QueueFullError as error:
+            message = f"{self.settings.max_queue} requests wait already; try again later"
+            raise APIError(429, message, code="queue_full", retry_after=1) from error
+        except ClosedError as error:
+            raise APIError(503, "the server is stopping", code="stopping") from error
+        record.answer = answer
+        if record.gone:
+            answer.cancel()
+        return answer, stream
+
+    async def _respond(
+        self, request: GenerationRequest, max_tokens: int | None, prompt: list[int], request_id: str
+    ) -> Response:
+        record = current.get() or Record(request_id, "", "", "")
+        answer, stream = self._submit(request, max_tokens, prompt, record)
+        if request.stream:
+            usage = request.stream_options is not None and bool(request.stream_options.include_usage)
+            return StreamingResponse(self._events(answer, stream, request_id, usage), media_type="text/event-stream")
+        try:
+            text = "".join([piece async for piece in stream])
+        finally:
+            answer.cancel()  # does nothing to one that is over
+        if answer.finish_reason == "error":
+            raise APIError(500, "the answer could not be generated; the log of the server says why")
+        return JSONResponse(self._completion(request_id, text, answer))
+
+    async def _events(self, answer: Answer, stream: Stream, request_id: str, usage: bool) -> AsyncIterator[str]:
+        try:
+            for event in self._first(request_id):
+                yield event
+            async for piece in stream:
+                yield self._chunk(request_id, piece, None)
+            if answer.finish_reason == "error":
+                error = APIError(500, "the answer could not be generated; the log of the server says why")
+                yield self.chunk_to_sse(json.dumps(error.body()))
+                return
+            yield self._chunk(request_id, "", _finish_reason(answer))
+            if usage:
+                yield self._usage_chunk(request_id, _usage(answer))
+            yield _DONE
+        finally:
+            answer.cancel()
+
+    def _first(self, request_id: str) -> list[str]:
+        return []
+
+    def _chunk(self, request_id: str, text: str, finish_reason: str | None) -> str:
+        raise NotImplementedError
+
+    def _usage_chunk(self, request_id: str, usage: CompletionUsage) -> str:
+        raise NotImplementedError
+
+    def _completion(self, request_id: str, text: str, answer: Answer) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class ChatHandler(_Handler, ChatCompletionHandler):
+    """`/v1/chat/completions`."""
+
+    async def handle_request(self, body: dict[str, Any], request_id: str) -> Response:
+        """Answers a request.
+
+        Args:
+            body: From JSON.
+            request_id: Of the answer.
+
+        Raises:
+            APIError: Something is wrong with the request, or there is no room for it.
+        """
+        request = check(ChatRequest, body)
+        self._check_model(request)
+        prompt = await asyncio.to_thread(self._prompt, request)
+        return await self._respond(request, request.max_completion_tokens or request.max_tokens, prompt, request_id)
+
+    def _prompt(self, request: ChatRequest) -> list[int]:
+        tokenizer = self.model_manager.tokenizer
+        if not tokenizer.chat_template:
+            raise APIError(400, "the model has no chat template; use /v1/completions", code="no_chat_template")
+        messages = [message.model_dump(exclude_none=True) for message in request.messages]
+        for message in messages:
+            message["role"] = "system" if message["role"] == "developer" else message["role"]
+        inputs = self.get_processor_inputs_from_messages(messages, Modality.LLM)
+        try:
+            return list(
+                tokenizer.apply_chat_template(inputs, add_generation_prompt=True, return_dict=True)["input_ids"]
+            )
+        except Exception as error:  # templates raise what they like for messages that they do not take
+            raise APIError(
+                400, f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from error
+
+    def _first(self, request_id: str) -> list[str]:
+        return [self._build_chunk_sse(request_id, content="", role="assistant", model=self.model_manager.name)]
+
+    def _chunk(self, request_id: str, text: str, finish_reason: str | None) -> str:
+        content = None if finish_reason else text
+        return self._build_chunk_sse(
+            request_id, content=content, finish_reason=finish_reason, model=self.model_manager.name
+        )
+
+    def _usage_chunk(self, request_id: str, usage: CompletionUsage) -> str:
+        chunk = ChatCompletionChunk.model_validate_json(
+            self._build_chunk_sse(request_id, model=self.model_manager.name, usage=usage).removeprefix("data: ")
+        )
+        return self.chunk_to_sse(chunk.model_copy(update={"choices": []}))
+
+    def _completion(self, request_id: str, text: str, answer: Answer) -> dict[str, Any]:
+        return self._build_completion(request_id, text, self.model_manager.name, _finish_reason(answer), _usage(answer))
+
+
+class TextHandler(_Handler, CompletionHandler):
+    """`/v1/completions`."""
+
+    async def handle_request(self, body: dict[str, Any], request_id: str) -> Response:
+        """Answers a request.
+
+        Args:
+            body: From JSON.
+            request_id: Of the answer.
+
+        Raises:
+            APIError: Something is wrong with the request, or there is no room for it.
+        """
+        request = check(CompletionRequest, body)
+        self._check_model(request)
+        encoded = await asyncio.to_thread(self.model_manager.tokenizer, request.text)
+        return await self._respond(request, request.max_tokens, list(encoded["input_ids"]), request_id)
+
+    def _chunk(self, request_id: str, text: str, finish_reason: str | None) -> str:
+        return self._build_chunk_sse(request_id, self.model_manager.name, text, finish_reason)
+
+    def _usage_chunk(self, request_id: str, usage: CompletionUsage) -> str:
+        chunk = Completion.model_construct(
+            id=request_id,
+            object="text_completion",
+            created=int(time.time()),
+            model=self.model_manager.name,
+            choices=[],
+            usage=usage,
+        )
+        return self.chunk_to_sse(chunk)
+
+    def _completion(self, request_id: str, text: str, answer: Answer) -> dict[str, Any]:
+        choice = CompletionChoice.model_construct(text=text, index=0, finish_reason=_finish_reason(answer))
+        completion = Completion.model_construct(
+            id=request_id,
+            object="text_completion",
+            created=int(time.time()),
+            model=self.model_manager.name,
+            choices=[choice],
+            usage=_usage(answer),
+        )
+        return completion.model_dump(exclude_none=True)
+
+
+def _finish_reason(answer: Answer) -> str:
+    """Of an answer that was cancelled, nobody reads it but those that shutting down cuts off."""
+    return "stop" if answer.finish_reason == "stop" else "length"
+
+
+def _usage(answer: Answer) -> CompletionUsage:
+    prompt, completion = len(answer.prompt), len(answer.tokens)
+    return CompletionUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)

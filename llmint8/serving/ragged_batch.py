@@ -1,0 +1,131 @@
+"""One decoding step of several sequences of different lengths, each with a cache of its own.
+
+The rows of a batch share everything but attention: a layer adds each row's key and value to that row's cache, and each
+row attends to its own tokens. Nothing is padded, and a sequence can come and go between any two steps.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from llmint8 import ops
+from llmint8.integrations.transformers import attention as native_attention
+from llmint8.integrations.transformers.fused import growing_cache
+
+
+class RaggedCache(Cache):
+    """The caches of a batch's sequences, as the cache of the batch.
+
+    `update` returns lists, [1, heads, S, depth] of each sequence, which the attention that `enable` registers takes.
+    """
+
+    def __init__(self, caches: Sequence[DynamicCache]) -> None:
+        """Shows caches of one sequence each as one.
+
+        Args:
+            caches: Of each row; all have a token already, and get others only from here as long as this is used.
+        """
+        super().__init__(layers=[])
+        self.caches = caches
+        self._rooms: dict[int, list[growing_cache.Room]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Adds a token to each sequence.
+
+        Args:
+            key_states: [B, heads, 1, depth].
+            value_states: As `key_states`.
+            layer_idx: Of the layer.
+            *args: Passed on.
+            **kwargs: Passed on.
+
+        Returns:
+            The keys and the values of each sequence, [1, heads, S, depth].
+        """
+        rooms = self._rooms_of(layer_idx, key_states)
+        if rooms is None:  # a layer that does not keep all tokens
+            rows = zip(self.caches, key_states.split(1), value_states.split(1), strict=True)
+            found = [cache.update(key, value, layer_idx) for cache, key, value in rows]
+            return [keys for keys, _ in found], [values for _, values in found]
+        new, places, keys, values = (*key_states.split(1), *value_states.split(1)), [], [], []
+        for cache, room in zip(self.caches, rooms, strict=True):
+            places.append(room.keys.narrow(2, room.used, 1))
+            layer = cache.layers[layer_idx]
+            room.show_one_more(layer)
+            keys.append(layer.keys)
+            values.append(layer.values)
+        places += [room.values.narrow(2, room.used - 1, 1) for room in rooms]
+        torch._foreach_copy_(places, new)  # one call: each takes as long as the attention of a row
+        return keys, values
+
+    def _rooms_of(self, index: int, like: Tensor) -> list[growing_cache.Room] | None:
+        """The buffers of a layer, with room for a token; looked for once and when one is full."""
+        rooms = self._rooms.get(index)
+        if rooms is None or any(room.used == room.keys.shape[2] for room in rooms):
+            found = [growing_cache.room_for_one(cache, index, like[:1]) for cache in self.caches]
+            rooms = [room for room in found if room is not None]
+            if len(rooms) != len(found):
+                return None
+            self._rooms[index] = rooms
+        return rooms
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Returns the length of the longest sequence; rows have positions of their own."""
+        return max(cache.get_seq_length(layer_idx) for cache in self.caches)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Returns sizes with which no mask is made: a row sees all that its cache shows."""
+        return query_length, 0
+
+
+def enable() -> None:
+    """Has transformers' SDPA attention take the lists of a `RaggedCache`; all else reaches it as before."""
+    attention = AttentionInterface()["sdpa"]
+    if not getattr(attention, "takes_lists", False):
+        AttentionInterface.register("sdpa", _taking_lists(attention))
+
+
+def _taking_lists(attention: Callable[..., Any]) -> Callable[..., Any]:
+    def sdpa(
+        module: nn.Module, query: Tensor, key: Any, value: Any, attention_mask: Any = None, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        if not isinstance(key, list):
+            return attention(module, query, key, value, attention_mask, *args, **kwargs)
+        rows = zip(query.split(1), key, value, strict=True)
+        scale = kwargs.get("scaling")
+        if scale is None or args or not _is_native(module, query, key[0], value[0], kwargs):
+            return torch.cat([attention(module, *row, None, *args, **kwargs)[0] for row in rows]), None
+        return torch.cat([ops.attention(*row, scale) for row in rows]), None
+
+    sdpa.takes_lists = True  # type: ignore[attr-defined]
+    sdpa.is_ours = getattr(attention, "is_ours", False)  # type: ignore[attr-defined]
+    return sdpa
+
+
+def _is_native(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> bool:
+    """Whether our kernel would be chosen for each of the rows: asked once, and not for each."""
+    return (
+        ops.is_on_cpu(query)
+        and not options.get("dropout")
+        and native_attention.is_ours(module)
+        and not native_attention.needs_more(query, key, value, options)
+    )
+
+
+def can_batch(model: nn.Module) -> bool:
+    """Whether sequences of a model can be decoded together: it attends with SDPA to a cache of keys and values.
+
+    Args:
+        model: Of transformers.
+    """
+    config: Any = model.config
+    if config._attn_implementation != "sdpa" or getattr(model, "_is_stateful", False):
+        return False
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    return all(type(layer) in plain for layer in DynamicCache(config=config.get_text_config(decoder=True)).layers)

@@ -1,0 +1,77 @@
+"""The process that serves: uvicorn, which tells when it is ready and lets answers end when it is told to stop."""
+
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+
+class Server(uvicorn.Server):
+    """Stops on SIGTERM and SIGINT with status 0 once answers have ended; a second SIGINT stops at once."""
+
+    def __init__(self, app: FastAPI, shutdown_seconds: int, ready: str) -> None:
+        """Prepares a server.
+
+        Args:
+            app: Of `create_app`.
+            shutdown_seconds: That answers have to end.
+            ready: A line to print once requests are taken.
+        """
+        config = uvicorn.Config(
+            app, log_level="error", access_log=False, timeout_graceful_shutdown=shutdown_seconds, server_header=False
+        )
+        super().__init__(config)
+        self._app, self._ready = app, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts to listen, and says so."""
+        await super().startup(sockets)
+        print(self._ready, flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begins to stop."""
+        self._app.state.stopping = True
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()  # uvicorn would raise them again at the end, for a status that is not 0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Takes an address, before a model is loaded for it.
+
+    Args:
+        host: A name or an address.
+        port: 0 for any that is free.
+
+    Raises:
+        OSError: The address is taken, or not one of this machine.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:
+        raise OSError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from error
+    return listener
+
+
+def url(listener: socket.socket) -> str:
+    """Returns the address of a socket as clients of the API write it."""
+    host, port, *_ = listener.getsockname()
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+
+def run(app: FastAPI, listener: socket.socket, shutdown_seconds: int) -> None:
+    """Serves until a signal says to stop.
+
+    Args:
+        app: Of `create_app`.
+        listener: Of `bind`.
+        shutdown_seconds: That answers have to end.
+    """
+    ready = f"llmint8: {app.state.manager.name} is served at {url(listener)}"
+    try:
+        Server(app, shutdown_seconds, ready).run(sockets=[listener])
+    finally:
+        app.state.engine.close()

@@ -1,0 +1,97 @@
+"""`llmint8 serve` on the command line."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
+
+import llmint8
+from llmint8.cli.main import app
+from llmint8.serving import Int8ModelManager
+
+COMMAND = [sys.executable, "-m", "llmint8", "serve", "--port", "0"]
+
+
+def test_serves_the_default_model_and_lets_answers_end_on_sigterm() -> None:
+    with subprocess.Popen(
+        [*COMMAND, "--api-key", "k"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("llmint8: SmolLM2-135M-Instruct is served at http://127.0.0.1:")
+            body = {
+                "prompt": "Once upon a time",
+                "max_tokens": 40,
+                "stream": True,
+                "logit_bias": {"2": -100, "0": -100},
+            }
+            with httpx.Client(base_url=line.split()[-1], headers={"Authorization": "Bearer k"}, timeout=60) as client:
+                with client.stream("POST", "/completions", json=body) as response:
+                    lines = response.iter_lines()
+                    next(lines)
+                    process.send_signal(signal.SIGTERM)
+                    rest = [line for line in lines if line]
+                assert rest[-1] == "data: [DONE]"
+                assert '"finish_reason":"length"' in rest[-2]
+                assert process.wait(30) == 0
+                with pytest.raises(httpx.ConnectError):
+                    client.get("/models")
+            errors = process.stderr.read()
+            assert errors.count("\n") == 1, errors
+            assert '"completion_tokens": 40' in errors
+        finally:
+            process.kill()
+
+
+def test_a_checkpoint_that_is_int8_already_is_served_as_it_is(smollm2: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "int8"
+    llmint8.from_pretrained(smollm2).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
+    saved, quantized = (Int8ModelManager(str(path)) for path in (folder, smollm2))
+    assert saved.name == "int8"
+    assert saved.weights() == quantized.weights()
+    assert saved.weights()[0] < 0.65 * saved.weights()[1]
+    layers = (manager.model.model.layers[3].mlp.up_proj for manager in (saved, quantized))
+    assert torch.equal(*(layer.weight for layer in layers))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/nowhere"], "/nowhere does not exist, or"),
+        (["--max-tokens", "0"], "max_tokens must be at least 1, got 0"),
+        (["--max-queue", "-1"], "max_queue must be at least 0, got -1"),
+        (["--slots", "0"], "slots must be at least 1, got 0"),
+        (["--api-key", " "], "API key must be"),
+        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1:0"),
+        (["--dtype", "int4"], "int4"),
+        (["--threshold", "-1"], "threshold"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["serve", "--port", "0", *arguments])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("llmint8: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not result.stdout
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    for name in [name for name in sys.modules if name.startswith("llmint8.serving")]:
+        monkeypatch.delitem(sys.modules, name)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "uvicorn" else found(name, *a))
+    result = CliRunner().invoke(app, ["serve"])
+    assert result.exit_code == 2
+    assert result.stderr == "llmint8: serving needs uvicorn: pip install llmint8[serve]\n"

@@ -1,0 +1,89 @@
+"""Answers of the engine, without HTTP."""
+
+import copy
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import transformers
+
+from llmint8.serving.engine import Answer, Engine
+
+PROMPTS = ("The capital of France is", "Once", "One two three four", "A cat and a dog went to the", "Yes", "def f(x):")
+
+
+@pytest.fixture
+def engine(manager: Any) -> Iterator[Engine]:
+    engine = Engine(manager.model, manager.tokenizer, slots=12, max_queue=20)
+    yield engine
+    engine.close()
+
+
+def submit(engine: Engine, prompt: str, tokens: int = 12, **options: Any) -> tuple[Answer, "queue.Queue[str | None]"]:
+    config = copy.deepcopy(engine.model.generation_config)
+    config.max_new_tokens, config.do_sample, config.temperature = tokens, "seed" in options, 1.0
+    pieces: queue.Queue[str | None] = queue.Queue()
+    return engine.submit(engine.tokenizer(prompt)["input_ids"], config, pieces.put, **options), pieces
+
+
+def wait(answer: Answer, pieces: "queue.Queue[str | None]") -> Answer:
+    while pieces.get(timeout=60) is not None:
+        pass
+    return answer
+
+
+@pytest.mark.parametrize("options", [{}, {"seed": 3}])
+def test_an_answer_is_the_same_in_any_company(engine: Engine, options: dict[str, Any]) -> None:
+    """More answers than rows in a step, of different lengths, that come and go."""
+    alone = [wait(*submit(engine, prompt, 6 + 5 * i, **options)).tokens for i, prompt in enumerate(PROMPTS)]
+    together = [submit(engine, prompt, 6 + 5 * i, **options) for _ in range(3) for i, prompt in enumerate(PROMPTS)]
+    assert [wait(*pair).tokens for pair in together] == alone * 3
+    assert engine.running == engine.waiting == 0
+
+
+def test_the_answer_is_that_of_generate(engine: Engine) -> None:
+    inputs = engine.tokenizer(PROMPTS[0], return_tensors="pt")
+    expected = engine.model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert wait(*submit(engine, PROMPTS[0])).tokens == expected.tolist()
+
+
+def test_an_error_ends_one_answer_and_not_the_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad = submit(engine, PROMPTS[0], 60), submit(engine, PROMPTS[1], 60)
+
+    def fail(*_: Any) -> int:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(bad[0].sampler, "choose", fail)
+    assert wait(*bad).finish_reason == "error"
+    assert wait(*good).finish_reason in ("length", "stop")
+    assert engine.is_alive()
+
+
+def test_closing_cancels(engine: Engine) -> None:
+    pairs = [submit(engine, prompt, 1000) for prompt in PROMPTS]
+    engine.close()
+    assert {wait(*pair).finish_reason for pair in pairs} <= {"cancelled", "stop"}
+    assert not engine.is_alive()
+
+
+@pytest.mark.parametrize("kind", ["eager", "mamba"])
+def test_a_model_that_cannot_be_batched_answers_one_after_another(manager: Any, kind: str) -> None:
+    vocabulary = manager.model.config.vocab_size
+    if kind == "mamba":
+        config: Any = transformers.MambaConfig(vocab_size=vocabulary, hidden_size=32, num_hidden_layers=1)
+        model: Any = transformers.MambaForCausalLM(config).eval()
+    else:
+        config = transformers.LlamaConfig(
+            vocab_size=vocabulary, hidden_size=32, intermediate_size=32, num_hidden_layers=1
+        )
+        model = transformers.LlamaForCausalLM._from_config(config, attn_implementation="eager").eval()
+    engine = Engine(model, manager.tokenizer, slots=4)
+    assert engine.slots == 1
+    pairs = [submit(engine, prompt, 4) for prompt in PROMPTS[:3]]
+    found = [wait(*pair).tokens for pair in pairs]
+    for prompt, tokens in zip(PROMPTS, found, strict=False):
+        inputs = manager.tokenizer(prompt, return_tensors="pt")
+        expected = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        assert tokens == expected[0, inputs["input_ids"].shape[1] :].tolist()
+    engine.close()
