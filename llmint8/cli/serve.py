@@ -44,6 +44,7 @@ def serve(
         float | None, typer.Option(help="Most outlier columns: a share below 1, or a number of them.")
     ] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+    ui: Annotated[bool, typer.Option("--ui", help="Add a page to chat on, at the address itself.")] = False,
 ) -> None:
     """Serve a model with OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics, /info."""
     with one_line_errors():
@@ -63,6 +64,10 @@ def serve(
         from llmint8.default_model import default_model
         from llmint8.serving import server
 
+        if ui:
+            from llmint8.serving.ui import check_installed, mount
+
+            check_installed()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         listener = server.bind(host, port)
@@ -80,4 +85,6 @@ def serve(
             **{key: value for key, value in outliers.items() if value is not None},
         )
         app = serving.create_app(manager, settings)
+        if ui:
+            mount(app, serving.info(manager, app.state.engine, settings), server.own_url(listener), settings)
     server.run(app, listener, shutdown_seconds)

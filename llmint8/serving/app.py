@@ -85,6 +85,7 @@ def info(manager: Int8ModelManager, engine: Engine, settings: Settings) -> dict[
         settings: Limits.
     """
     int8, unquantized = manager.weights()
+    generation = manager.model.generation_config
     return {
         "model": manager.name,
         "architecture": type(manager.model).__name__,
@@ -97,6 +98,8 @@ def info(manager: Int8ModelManager, engine: Engine, settings: Settings) -> dict[
         "slots": engine.slots,
         "running": engine.running,
         "waiting": engine.waiting,
+        "temperature": (generation.temperature or 1.0) if generation.do_sample else 0.0,
+        "top_p": generation.top_p or 1.0,
         "max_tokens": settings.max_tokens,
         "max_prompt_tokens": settings.max_prompt_tokens,
     }

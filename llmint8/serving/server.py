@@ -59,7 +59,14 @@ def bind(host: str, port: int) -> socket.socket:
 def url(listener: socket.socket) -> str:
     """Returns the address of a socket as clients of the API write it."""
     host, port, *_ = listener.getsockname()
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    return _url(host, port)
+
+
+def own_url(listener: socket.socket) -> str:
+    """Returns the address of a socket as this process itself reaches it, also if it listens on all interfaces."""
+    host, port, *_ = listener.getsockname()
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return _url(host, port)
 
 
 def run(app: FastAPI, listener: socket.socket, shutdown_seconds: int) -> None:
@@ -75,3 +82,7 @@ def run(app: FastAPI, listener: socket.socket, shutdown_seconds: int) -> None:
         Server(app, shutdown_seconds, ready).run(sockets=[listener])
     finally:
         app.state.engine.close()
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
