@@ -86,7 +86,8 @@ class Shard:
 
     def __enter__(self) -> Self:
         """Opens the file, under another name until it is complete."""
-        self._descriptor = os.open(self._unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+        self._descriptor = os.open(self._unfinished, flags, 0o666)
         self._write_at(0, memoryview(self._start))
         return self
 
