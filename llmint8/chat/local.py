@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from transformers import StoppingCriteria, TextIteratorStreamer
 
@@ -113,9 +113,4 @@ class Local:
         """Returns what PyTorch holds on the GPUs, or the resident memory of the process."""
         if self._model.device.type == "cuda":
             return sum(torch.cuda.memory_allocated(index) for index in range(torch.cuda.device_count()))
-        pages = Path("/proc/self/statm")
-        if not pages.exists():
-            return None
-        import os
-
-        return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(psutil.Process().memory_info().rss)

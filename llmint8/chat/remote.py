@@ -1,12 +1,12 @@
 """A model behind a server that speaks OpenAI's API: `llmint8 serve`, `transformers serve`, vLLM and others."""
 
+import http.client
+import json
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
-
-from huggingface_hub import InferenceClient
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import get_session
 
 from llmint8.chat.source import Message, Sampling, Statistics
 
@@ -40,46 +40,48 @@ class Remote:
     def stream(self, messages: Sequence[Message], sampling: Sampling, statistics: Statistics) -> Iterator[str]:
         """Yields the pieces of an answer; see `Source`. Closing the iterator closes the connection."""
         options = {name: value for name, value in vars(sampling).items() if value is not None}
+        body = {"model": self.name, "messages": list(messages), "stream": True, **options}
         start = time.perf_counter()
-        # A client for each answer: a stream is closed with its client.
-        with InferenceClient(base_url=f"{self._address}/v1", api_key=self._key) as client:
-            try:
-                chunks: Any = client.chat_completion(
-                    list(messages),
-                    model=self.name,
-                    stream=True,
-                    stream_options={"include_usage": True},  # type: ignore[arg-type]
-                    **options,
-                )
-                for chunk in chunks:
-                    if chunk.usage is not None:
-                        statistics.prompt_tokens = chunk.usage.prompt_tokens
-                        statistics.tokens = chunk.usage.completion_tokens
-                    if not chunk.choices:
+        try:
+            with self._open("/v1/chat/completions", {**body, "stream_options": {"include_usage": True}}) as response:
+                for chunk in _events(response):
+                    if usage := chunk.get("usage"):
+                        statistics.prompt_tokens = usage["prompt_tokens"]
+                        statistics.tokens = usage["completion_tokens"]
+                    if not chunk.get("choices"):
                         continue
-                    statistics.truncated = chunk.choices[0].finish_reason == "length"
-                    if piece := chunk.choices[0].delta.content:
+                    choice = chunk["choices"][0]
+                    statistics.truncated = choice.get("finish_reason") == "length"
+                    if piece := choice["delta"].get("content"):
                         statistics.seconds = time.perf_counter() - start
                         statistics.first = statistics.first or statistics.seconds
                         statistics.tokens += 1  # about, until the server says
                         yield piece
-            except HfHubHTTPError as error:
-                raise ValueError(_message(error)) from error
+        except (http.client.HTTPException, KeyError, TypeError) as error:
+            raise ConnectionError(f"{self._address} broke off the answer: {error!r}") from error
 
     def memory(self) -> int | None:
         """Returns the bytes of the weights, which a server of ours says."""
         info = self._optional("/info") if self._is_ours else None
         return None if info is None else info.get("weights_bytes")
 
-    def _get(self, path: str) -> dict[str, Any]:
-        session, headers = get_session(), {"Authorization": f"Bearer {self._key}"}
+    def _open(self, path: str, body: dict[str, Any] | None = None, seconds: float | None = None) -> Any:
+        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._address + path, data, headers)
         try:
-            response = session.get(self._address + path, headers=headers, timeout=_SECONDS)
-        except Exception as error:  # of the HTTP library that huggingface_hub uses
+            return urllib.request.urlopen(request, timeout=seconds)
+        except urllib.error.HTTPError as error:
+            raise ValueError(f"the server says: {_message(error)}") from error
+        except (OSError, http.client.HTTPException) as error:
             raise ConnectionError(f"{self._address} does not answer: {error}") from error
-        if response.status_code != 200:
-            raise ValueError(f"{self._address}{path}: status {response.status_code}; {_text(response)}")
-        found = response.json()
+
+    def _get(self, path: str) -> dict[str, Any]:
+        try:
+            with self._open(path, seconds=_SECONDS) as response:
+                found = json.load(response)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self._address}{path} is not what OpenAI's API answers") from error
         if not isinstance(found, dict):
             raise ValueError(f"{self._address}{path} is not what OpenAI's API answers")
         return found
@@ -91,13 +93,23 @@ class Remote:
             return None
 
 
-def _message(error: HfHubHTTPError) -> str:
-    return str(error) if error.response is None else f"the server says: {_text(error.response)}"
+def _events(response: Any) -> Iterator[dict[str, Any]]:
+    """The objects of a stream of server-sent events."""
+    for line in response:
+        kind, _, data = line.decode().strip().partition(":")
+        if kind != "data":
+            continue
+        if data.strip() == "[DONE]":
+            return
+        event = json.loads(data)
+        if "error" in event:
+            raise ValueError(f"the server says: {event['error'].get('message', event['error'])}")
+        yield event
 
 
-def _text(response: Any) -> str:
+def _message(error: urllib.error.HTTPError) -> str:
     """The message of an error object, or what there is instead."""
     try:
-        return str(response.json()["error"]["message"])
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return f"status {response.status_code}"
+        return str(json.load(error)["error"]["message"])
+    except (KeyError, TypeError, ValueError):
+        return f"{error.code} {error.reason}"

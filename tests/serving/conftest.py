@@ -11,8 +11,9 @@ import openai
 import pytest
 from fastapi import FastAPI
 
-from llmint8.serving import Int8ModelManager, Settings, create_app
-from llmint8.serving.server import Server, bind, url
+from llmint8.serving import Int8ModelManager, Settings, create_app, info
+from llmint8.serving.server import Server, bind, own_url, url
+from llmint8.serving.ui import mount
 
 KEY = "a secret"
 
@@ -35,9 +36,11 @@ def manager(smollm2: Path) -> Int8ModelManager:
 
 
 @contextlib.contextmanager
-def running(manager: Int8ModelManager, settings: Settings) -> Iterator[Running]:
+def running(manager: Int8ModelManager, settings: Settings, ui: bool = False) -> Iterator[Running]:
     app = create_app(manager, settings)
     listener = bind("127.0.0.1", 0)
+    if ui:
+        mount(app, info(manager, app.state.engine, settings), own_url(listener), settings)
     server = Server(app, shutdown_seconds=5, ready="ready")
     ready = threading.Event()
 
@@ -73,3 +76,10 @@ def make_server(manager: Int8ModelManager) -> Iterator[Callable[..., Running]]:
     """Returns a function: settings -> a server that runs until the test ends."""
     with contextlib.ExitStack() as stack:
         yield lambda **settings: stack.enter_context(running(manager, Settings(api_key=KEY, **settings)))
+
+
+@pytest.fixture(scope="module")
+def make_ui(manager: Int8ModelManager) -> Iterator[Callable[..., Running]]:
+    """Returns a function: settings -> a server with a page, which runs until the module ends."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(running(manager, Settings(**settings), ui=True))
