@@ -24,8 +24,13 @@ SOURCES = $(shell find llmint8 kernels -name '*.py')
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
+# The kernels for GPUs are interpreted and emulated on one core, for minutes: beside the other tests, not after them.
+SEPARATE = tests/kernels/triton/test_separately.py
 test: $(VENV)/.test
-	$(BIN)/pytest
+	@mkdir -p build; \
+	$(BIN)/pytest $(SEPARATE) > build/separate.log 2>&1 & separate=$$!; \
+	$(BIN)/pytest --ignore $(SEPARATE); status=$$?; \
+	wait $$separate || status=1; cat build/separate.log; exit $$status
 
 check: lint types
 
