@@ -10,20 +10,19 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import psutil
 import typer
 from harness import options
 from harness.results import Run, show
 
 PATH = "/v1/chat/completions"
-_SECONDS_TO_START = 120
 _WINDOW = 10  # seconds at the beginning and at the end whose memory is compared
 
 
@@ -84,8 +83,11 @@ def server(model: str | None, arguments: list[str]) -> Iterator[tuple[str, psuti
         process.wait(60)
 
 
-async def ask(client: httpx.AsyncClient, number: int, tokens: int, load: Load) -> None:
-    """Asks once, streamed, and keeps the answer."""
+async def ask(address: str, number: int, tokens: int, load: Load) -> None:
+    """Asks once, streamed, and keeps the answer.
+
+    The client shares the processor with the server, so it is as little as does it: a socket whose lines are read.
+    """
     body: dict[str, Any] = {
         "messages": [{"role": "user", "content": question(number)}],
         "max_tokens": tokens,
@@ -93,66 +95,62 @@ async def ask(client: httpx.AsyncClient, number: int, tokens: int, load: Load) -
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    start, first, text, usage, done = time.perf_counter(), None, "", None, False
+    content = json.dumps(body).encode()
+    host = address.removeprefix("http://")
+    head = f"POST {PATH} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    start, first, events = time.perf_counter(), 0.0, []
     try:
-        async with client.stream("POST", PATH, json=body) as response:
-            if response.status_code != 200:
-                load.lost.append(str(response.status_code))
-                return
-            async for line in response.aiter_lines():
-                if line == "data: [DONE]":
-                    done = True
-                elif line:
-                    chunk = json.loads(line.removeprefix("data: "))
-                    usage = chunk.get("usage") or usage
-                    for choice in chunk.get("choices", ()):
-                        piece = choice["delta"].get("content") or ""
-                        if piece and first is None:
-                            first = time.perf_counter() - start
-                        text += piece
-    except httpx.HTTPError as error:
+        reader, writer = await asyncio.open_connection(*host.split(":"))
+        writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        status = (await reader.readline()).split()[1].decode()
+        while line := await reader.readline():
+            if line.startswith(b"data: "):
+                events.append(line[6:])
+                if len(events) == 2:  # the first says whose turn it is
+                    first = time.perf_counter() - start
+        writer.close()
+    except (OSError, IndexError) as error:
         load.lost.append(type(error).__name__)
         return
-    if not done or usage is None:
-        load.lost.append("cut off")
+    if status != "200" or not events or events[-1].strip() != b"[DONE]":
+        load.lost.append(status if status != "200" else "cut off")
         return
+    chunks = [json.loads(event) for event in events[:-1]]
+    text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
     load.answers.setdefault(number, []).append(text)
-    load.tokens += usage["completion_tokens"]
-    load.first.append(first or 0.0)
+    load.tokens += chunks[-1]["usage"]["completion_tokens"]
+    load.first.append(first)
 
 
 async def one_after_another(address: str, clients: int, tokens: int) -> Load:
     """Has every client ask once, each after the one before."""
     load = Load()
-    async with httpx.AsyncClient(base_url=address, timeout=600) as client:
-        await ask(client, 0, tokens, Load())  # not measured
-        start = time.perf_counter()
-        for number in range(clients):
-            await ask(client, number, tokens, load)
-        load.seconds = time.perf_counter() - start
+    await ask(address, 0, tokens, Load())  # not measured
+    start = time.perf_counter()
+    for number in range(clients):
+        await ask(address, number, tokens, load)
+    load.seconds = time.perf_counter() - start
     return load
 
 
 async def together(address: str, process: psutil.Process, clients: int, tokens: int, seconds: float) -> Load:
     """Has all clients ask again and again, at the same time."""
     load = Load()
-    limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
-        start = time.perf_counter()
+    start = time.perf_counter()
 
-        async def asks(number: int) -> None:
-            while time.perf_counter() - start < seconds:
-                await ask(client, number, tokens, load)
+    async def asks(number: int) -> None:
+        while time.perf_counter() - start < seconds:
+            await ask(address, number, tokens, load)
 
-        async def watch() -> None:
-            while True:
-                load.memory.append((time.perf_counter() - start, process.memory_info().rss))
-                await asyncio.sleep(0.5)
+    async def watch() -> None:
+        while True:
+            load.memory.append((time.perf_counter() - start, process.memory_info().rss))
+            await asyncio.sleep(0.5)
 
-        watcher = asyncio.create_task(watch())
-        await asyncio.gather(*map(asks, range(clients)))
-        load.seconds = time.perf_counter() - start
-        watcher.cancel()
+    watcher = asyncio.create_task(watch())
+    await asyncio.gather(*map(asks, range(clients)))
+    load.seconds = time.perf_counter() - start
+    watcher.cancel()
     return load
 
 
@@ -175,7 +173,8 @@ def main(
     """Measures throughput, first tokens and memory, and counts what was lost or mixed up."""
     more = [*arguments.split(), "--max-queue", str(clients)]
     with server(model, more) as (address, process):
-        name = httpx.get(f"{address}/info", timeout=_SECONDS_TO_START).json()["model"]
+        with urllib.request.urlopen(f"{address}/info") as response:
+            name = json.load(response)["model"]
         alone = asyncio.run(one_after_another(address, clients, tokens))
         crowd = asyncio.run(together(address, process, clients, tokens, seconds))
     expected = {number: texts[0] for number, texts in alone.answers.items()}
