@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmint8.cli.errors import one_line_errors
+from llmint8.cli.settings import DtypeOption, TrustOption
 
 if TYPE_CHECKING:
     from llmint8.chat.source import Source
@@ -30,10 +31,8 @@ def chat(
     load_in_8bit: Annotated[
         bool, typer.Option("--8bit/--16bit", help="Quantize a 16-bit checkpoint, or run it as it is.")
     ] = True,
-    dtype: Annotated[
-        str | None, typer.Option(help="float16, bfloat16 or float32: of what is not int8. The model's own by default.")
-    ] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+    dtype: DtypeOption = None,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Talk to a model: answers come as they are generated, Ctrl-C stops one, /help lists commands.
 

@@ -1,20 +1,11 @@
 """`llmint8 serve`: a model behind OpenAI's API."""
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from llmint8.cli.errors import one_line_errors
-
-
-class Mode(StrEnum):
-    """How outlier columns are chosen."""
-
-    budget = "budget"
-    threshold = "threshold"
-    static = "static"
-    none = "none"
+from llmint8.cli.settings import BudgetOption, DtypeOption, ModeOption, ThresholdOption, TrustOption, columns
 
 
 def serve(
@@ -37,13 +28,11 @@ def serve(
     ] = None,
     shutdown_seconds: Annotated[int, typer.Option(help="That answers have to end on SIGTERM.")] = 30,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of what is not int8: auto, bfloat16, float16, float32.")] = "auto",
-    mode: Annotated[Mode | None, typer.Option(help="How outlier columns are chosen.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="What an outlier must reach.")] = None,
-    budget: Annotated[
-        float | None, typer.Option(help="Most outlier columns: a share below 1, or a number of them.")
-    ] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+    dtype: DtypeOption = None,
+    mode: ModeOption = None,
+    threshold: ThresholdOption = None,
+    budget: BudgetOption = None,
+    trust_remote_code: TrustOption = False,
     ui: Annotated[bool, typer.Option("--ui", help="Add a page to chat on, at the address itself.")] = False,
 ) -> None:
     """Serve a model with OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics, /info."""
@@ -74,13 +63,13 @@ def serve(
         outliers = {
             "mode": None if mode is None else mode.value,
             "threshold": threshold,
-            "budget": int(budget) if budget is not None and budget >= 1 and budget == int(budget) else budget,
+            "budget": None if budget is None else columns(budget),
         }
         manager = serving.Int8ModelManager(
             str(default_model()) if model is None else model,
             name=name,
             device=device,
-            dtype=dtype,
+            dtype=dtype or "auto",
             trust_remote_code=trust_remote_code,
             **{key: value for key, value in outliers.items() if value is not None},
         )

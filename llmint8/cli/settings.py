@@ -59,7 +59,7 @@ def settings(
     return Int8Config(
         mode=None if mode is None else mode.value,
         threshold=threshold,
-        budget=None if budget is None else _number(budget),
+        budget=None if budget is None else columns(budget),
         relative=relative,
         symmetric=symmetric,
         skip_modules=tuple(skip or ()),
@@ -68,7 +68,12 @@ def settings(
     )
 
 
-def _number(text: str) -> int | float:
+def columns(text: str) -> int | float:
+    """Reads a budget: a number of columns, or a share of them.
+
+    Raises:
+        ValueError: It is neither.
+    """
     for kind in (int, float):
         try:
             return kind(text)
