@@ -4,7 +4,7 @@
 # make gpu    on a machine with a GPU: the tests of the GPU kernels, and their speed beside others
 # make audit  the machine code of the GPU kernels, read without a GPU
 # make ci     everything that CI runs
-# make main-table, memory-table, growth, accuracy    benchmarks; their rows go to benchmarks/results.csv
+# make main-table, memory-table, growth, accuracy, serving    benchmarks; their rows go to benchmarks/results.csv
 # make report    the tables of the README files and the figures, from that file; the others do it, too
 # All make their own environment in .venv on the first run. A GPU build of torch, or another version:
 #   make demo TORCH="torch"    make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
@@ -19,7 +19,7 @@ TORCH_STAMP = $(VENV)/.$(subst /,-,$(subst :,-,$(subst =,-,$(subst $(empty) $(em
 SOURCES = $(shell find llmint8 kernels -name '*.py')
 
 .PHONY: demo test check lint types format examples gpu gpu-tests gpu-benchmarks audit ci clean \
-	main-table memory-table growth accuracy report
+	main-table memory-table growth accuracy serving report
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -74,6 +74,10 @@ memory-table: $(VENV)/.test
 
 growth: $(VENV)/.test
 	$(BIN)/python benchmarks/growth.py --output $(RESULTS)
+	$(BIN)/python benchmarks/report.py
+
+serving: $(VENV)/.test
+	$(BIN)/python benchmarks/serving.py --output $(RESULTS)
 	$(BIN)/python benchmarks/report.py
 
 accuracy: $(VENV)/.test

@@ -69,6 +69,12 @@ def int8_linear_gpu(rows: Sequence[Row], model: str) -> str:
     return f"{tables.markdown(tables.int8_linear_gpu(rows))}\n\n{machine(rows)} {packages(rows)}."
 
 
+def serving(rows: Sequence[Row], model: str) -> str:
+    """A server with many clients."""
+    first = rows[0]
+    return f"{tables.markdown(tables.serving(tables.Figures(rows)))}\n\n{first.model}, {first.setting}; {machine(rows)}"
+
+
 def modes(rows: Sequence[Row], model: str) -> str:
     """The table of accuracy, without what led to the default."""
     return wide([row for row in rows if row.system in MODES], model)
@@ -90,6 +96,7 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row], str], str]]] = {
     "speed": ("compare", speed),
     "memory": ("memory", memory),
     "modes": ("accuracy", modes),
+    "serving": ("serving", serving),
     "generation_gpu": ("generation_gpu", generation_gpu),
     "int8_linear_gpu": ("int8_linear_gpu", int8_linear_gpu),
     **{name: (name, wide) for name in ("accuracy", "paper_table1", "encoder", "random_models", "static_columns")},

@@ -170,6 +170,29 @@ def generation_gpu(figures: Figures) -> Table:
     return table
 
 
+def serving(figures: Figures) -> Table:
+    """One row: throughput of many clients beside one at a time, and what happened to their answers."""
+    (system,), (setting,) = figures.systems, figures.settings("together")
+
+    def of(figure: str, scale: float = 1, digits: int = 0) -> str:
+        return figures.cell(system, figure, setting, scale, digits)
+
+    clients = setting.split()[0].removeprefix("clients=")
+    return [
+        {
+            "": f"{clients} clients",
+            "one at a time, tokens/s": of("one at a time"),
+            "together, tokens/s": of("together"),
+            "times": f"{of('ratio', digits=2)}×",
+            "answers": of("requests together"),
+            "lost": of("lost"),
+            "mixed up": of("mixed up"),
+            "memory, MB": of("resident memory, most", 1e-6),
+            "its growth": f"{of('growth of memory', 100, 1)}%",
+        }
+    ]
+
+
 def int8_linear_gpu(rows: Sequence[Row]) -> Table:
     """A row a size: microseconds of each system, in brackets how many times as fast as 16 bit."""
     systems = list(dict.fromkeys(row.system for row in rows if row.figure == "layer"))
