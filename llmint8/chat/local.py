@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
+from jinja2 import TemplateError
 from transformers import StoppingCriteria, TextIteratorStreamer
 
 from llmint8.chat.source import Message, Sampling, Statistics
@@ -62,13 +63,12 @@ class Local:
         if not tokenizer.chat_template:
             raise ValueError(f"{name} has no chat template: it is a model that continues texts, not one to talk to")
         self.name, self._model, self._tokenizer = name, model, tokenizer
+        self._thread: Thread | None = None
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, statistics: Statistics) -> Iterator[str]:
         """Yields the pieces of an answer, which another thread generates; see `Source`."""
-        inputs = self._tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        inputs = self._inputs(messages)
         prompt = statistics.prompt_tokens = inputs["input_ids"].shape[1]
         most = sampling.max_tokens or MAX_TOKENS
         if self.context is not None:
@@ -83,7 +83,7 @@ class Local:
             options["do_sample"] = sampling.temperature > 0
             if sampling.temperature > 0:
                 options["temperature"] = sampling.temperature
-        if sampling.top_p is not None and options.get("do_sample", True):
+        if sampling.top_p is not None and options.setdefault("do_sample", True):
             options["top_p"] = sampling.top_p
         stop, streamer, errors = Event(), _Streamer(self._tokenizer, statistics), []
 
@@ -98,16 +98,26 @@ class Local:
                 errors.append(error)
                 streamer.end()
 
-        thread = Thread(target=generate, daemon=True)
-        thread.start()
+        if self._thread is not None:  # of an answer that was left while it stopped
+            self._thread.join()
+        self._thread = Thread(target=generate, daemon=True)
+        self._thread.start()
         try:
             yield from streamer
         finally:
             stop.set()
-            thread.join()
+            self._thread.join()
         if errors:
             raise errors[0]
         statistics.truncated = statistics.tokens >= most
+
+    def _inputs(self, messages: Sequence[Message]) -> Any:
+        try:
+            return self._tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        except (TemplateError, TypeError) as error:  # a role that it does not know, or text that is no text
+            raise ValueError(f"{self.name} does not take these messages: {error}") from error
 
     def memory(self) -> int | None:
         """Returns what PyTorch holds on the GPUs, or the resident memory of the process."""

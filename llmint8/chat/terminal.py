@@ -52,8 +52,13 @@ class Terminal:
             try:
                 line = input("> " if self.is_interactive else "").strip()
             except KeyboardInterrupt:
+                if not self.is_interactive:
+                    raise
                 self._note("\n/exit or Ctrl-D leaves")
                 continue
+            except UnicodeDecodeError as error:
+                self._note(f"error: the question is not UTF-8: {error}", "red")
+                return False
             except EOFError:
                 if self.is_interactive:
                     self._notes.print()
@@ -80,13 +85,18 @@ class Terminal:
                 sys.stdout.write(piece)
                 sys.stdout.flush()
         except KeyboardInterrupt:
+            if not self.is_interactive:
+                raise
             stopped = True
+        except BrokenPipeError:  # nobody reads the answers any more
+            raise
         except (OSError, ValueError, RuntimeError) as error:
             self.conversation.answer("")
             self._note(f"{chr(10) if pieces else ''}error: {' '.join(str(error).split())}", "red")
             return False
         finally:
-            stream.close()  # type: ignore[attr-defined]  # it is a generator
+            with contextlib.suppress(KeyboardInterrupt):  # pressed again, while the model comes to its end
+                stream.close()  # type: ignore[attr-defined]  # it is a generator
         sys.stdout.write("\n")
         sys.stdout.flush()
         self.conversation.answer("".join(pieces))

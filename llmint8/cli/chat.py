@@ -1,5 +1,7 @@
 """`llmint8 chat`: talk to a model in the terminal."""
 
+import os
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,6 +46,8 @@ def chat(
 
         sampling = Sampling(temperature, top_p, max_tokens, seed)
         if model is not None and model.startswith(("http://", "https://")):
+            if not load_in_8bit or dtype is not None or trust_remote_code:
+                raise ValueError("--16bit, --dtype and --trust-remote-code are for a model that is loaded here")
             from llmint8.chat.remote import Remote
 
             source: Source = Remote(model, served_model, api_key)
@@ -54,7 +58,12 @@ def chat(
         from llmint8.chat.terminal import Terminal
 
         terminal = Terminal(source, Conversation(system), sampling)
-    if not terminal.run():
+    try:
+        answered = terminal.run()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing it at the end fails again
+        answered = False
+    if not answered:
         raise typer.Exit(1)
 
 

@@ -45,6 +45,21 @@ def test_limits_and_seeds(local: Local) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_top_p_samples(local: Local) -> None:
+    poem = [{"role": "user", "content": "Write a line of a poem."}]
+    texts = [
+        "".join(local.stream(poem, Sampling(top_p=0.99, max_tokens=12, seed=seed), Statistics())) for seed in (1, 2)
+    ]
+    assert texts[0] != texts[1]
+
+
+def test_messages_that_the_template_refuses(local: Local, smollm2: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    tokenizer.chat_template = "{{ raise_exception('no system messages') }}"
+    with pytest.raises(ValueError, match="does not take these messages: no system messages"):
+        next(Local("picky", local._model, tokenizer).stream(QUESTION, Sampling(), Statistics()))
+
+
 def test_a_conversation_that_is_too_long(local: Local) -> None:
     long = [{"role": "user", "content": "word " * 9000}]
     with pytest.raises(ValueError, match="the model reads 8192 at most; /clear"):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -79,6 +80,24 @@ def test_a_failed_question_is_taken_back(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_ctrl_c_ends_an_answer_and_keeps_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Echo(fails=KeyboardInterrupt)
-    assert run(source, "one two\nthree\n", monkeypatch)
+    monkeypatch.setattr("sys.stdin", io.StringIO("one two\nthree\n"))
+    terminal = Terminal(source, Conversation(), Sampling())
+    terminal.is_interactive = True
+    monkeypatch.setattr("builtins.input", lambda _: sys.stdin.readline() or "/exit")
+    assert terminal.run()
     assert source.asked[1][1] == {"role": "assistant", "content": "one "}
     assert source.closed == 2
+
+
+def test_ctrl_c_in_a_pipe_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Echo(fails=KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, "one two\nthree\n", monkeypatch)
+    assert (len(source.asked), source.closed) == (1, 1)
+
+
+def test_nobody_reads_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Echo(fails=BrokenPipeError)
+    with pytest.raises(BrokenPipeError):
+        run(source, "one two\nthree\n", monkeypatch)
+    assert (len(source.asked), source.closed) == (1, 1)

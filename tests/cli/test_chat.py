@@ -81,6 +81,7 @@ def test_a_conversation(typist: Typist) -> None:
         (["/nowhere"], "/nowhere"),
         (["--temperature", "-1"], "temperature must be 0 to 100, got -1"),
         (["http://127.0.0.1:9"], "does not answer"),
+        (["http://127.0.0.1:9", "--16bit"], "for a model that is loaded here"),
         (["--model", "x"], "--model is for the address of a server"),
     ],
 )
@@ -92,3 +93,12 @@ def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
     assert message in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
     assert run.stdout == ""
+
+
+def test_questions_that_are_no_text() -> None:
+    command = [sys.executable, "-m", "llmint8", "chat", "--temperature", "0"]
+    environment = {**os.environ, "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict"}
+    run = subprocess.run(command, input=b"caf\xe9\nhi\n", capture_output=True, env=environment)
+    assert run.returncode == 1
+    assert b"Traceback" not in run.stderr
+    assert b"error: " in run.stderr
