@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-INDEX_SUFFIX = ".safetensors.index.json"
 # The scale of an int8 tensor: the suffix of its name that replaces `weight`, and whether it is [N, 1] or [N].
 SCALE_NAMES = {"llmint8": "weight_scale", "bitsandbytes": "SCB"}
 FLOAT_DTYPES = ("F16", "BF16", "F32", "F64")

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
 
 from llmint8 import functional, ops
 from llmint8.cache import cache_folder
 from llmint8.kernels import triton
 from llmint8.kernels.cpu import build, native
+from llmint8.kernels.reference import int8_linear as reference
 
 PACKAGES = ("llmint8", "torch", "transformers", "accelerate", "safetensors", "huggingface_hub", "triton")
 # Variables of the environment that change what runs, how fast, or where files are.
@@ -27,7 +29,7 @@ VARIABLES = (
     *("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
 )
 _FOR_DEVELOPERS = ("test", "lint")
-_ROWS = (1, 64)  # one that is decoded, many that are quantized
+_TOKEN, _PROMPT = 1, 64  # rows; those of a prompt are quantized, or come on top of those that are not
 _FEATURES = 256
 
 
@@ -36,7 +38,7 @@ class Check:
     """An int8 layer that was run beside `llmint8.functional`.
 
     Attributes:
-        error: Norm of the difference over the norm of the result, the larger one of a token and of a prompt.
+        error: Norm of the difference over the norm of the result, the largest one of a token's and of prompts'.
         passed: Whether that is what rounding explains.
     """
 
@@ -226,37 +228,62 @@ def _gpu(index: int) -> Gpu:
 
 
 def _triton_kernels(device: torch.device) -> str:
-    """Which of the Triton kernels a prompt gets; a few tokens always get the one that reads weights only."""
+    """Which kernels 16-bit inputs get on a GPU."""
     from llmint8.kernels.triton import tiles
-    from llmint8.kernels.triton.int_mm_linear import can_int_mm
+    from llmint8.kernels.triton.int8_linear import choose_product
 
-    x = torch.empty(1024, 1024, device=device, dtype=torch.float16)
-    if tiles.tables(device).mixed_linear is not None:
-        return "Triton, int8 x int8"
-    if can_int_mm(x, x.to(torch.int8)):
-        return "Triton, int8 x int8 by torch._int_mm"
-    return "Triton, weights only"
+    tables = tiles.tables(device)
+    x = torch.empty(tables.decode_rows + _PROMPT, _FEATURES, device=device, dtype=torch.float16)
+    prompt = {
+        "dequantized_linear": "PyTorch with dequantized weights",
+        "int_mm_linear": "int8 x int8 by torch._int_mm",
+        "mixed_linear": "int8 x int8",
+    }
+    weight = torch.empty(_FEATURES, _FEATURES, device=device, dtype=torch.int8)
+    return f"Triton, up to {tables.decode_rows} rows weights only, above {prompt[choose_product(x, weight, tables)]}"
 
 
 def _check(device: torch.device) -> Check:
-    """Runs an int8 layer in fp32 on a device and in `functional`, with the same outlier columns."""
+    """Runs an int8 layer on a device and in `functional`, with the same outlier columns."""
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     codes, scale = functional.quantize_rowwise(torch.randn(_FEATURES, _FEATURES, generator=generator))
-    for rows in _ROWS:
+    for rows, dtype in _inputs(device):
         x = torch.randn(rows, _FEATURES, generator=generator)
         x[:, 3] *= 50
-        outliers = functional.select_outliers(x, None, "threshold", 6.0, 0, False)
-        if rows == 1:
-            expected = functional.weight_only_linear(x, codes, scale)
-        else:
-            expected = functional.mixed_linear(x, codes, scale, outliers=outliers, symmetric=False)
+        x = x.to(dtype)
         inputs = (x.to(device), codes.to(device), scale.to(device))
+        if _is_quantized(*inputs[:2]):
+            outliers = functional.select_outliers(x, None, "threshold", 6.0, 0, False)
+            expected = functional.mixed_linear(x.float(), codes, scale, outliers=outliers, symmetric=False)
+        else:
+            expected = functional.weight_only_linear(x.float(), codes, scale)
         got = ops.int8_linear(*inputs, mode="threshold", threshold=6.0, relative=False)
-        worst = max(worst, ((got.cpu() - expected).norm() / expected.norm()).item())
+        worst = max(worst, ((got.cpu().float() - expected).norm() / expected.norm()).item())
     # A value between two codes may be rounded the other way by another order of operations. A share f of such codes
-    # makes an error of sqrt(f) / 40, since a code is about 40 steps: this allows one in 600, and no wrong kernel.
+    # makes an error of sqrt(f) / 40, since a code is about 40 steps: this allows one in 600, and no wrong kernel. In
+    # fp16, the weight and the result are each off by a share of at most 2^-11, which is half of that.
     return Check(worst, worst < 1e-3)
+
+
+def _inputs(device: torch.device) -> tuple[tuple[int, torch.dtype], ...]:
+    """Number of rows and dtype of inputs, which between them meet each kernel that a device uses."""
+    if not triton.takes(torch.empty(1, device=device)):
+        return (_TOKEN, torch.float32), (_PROMPT, torch.float32)
+    from llmint8.kernels.triton import tiles
+
+    prompt = tiles.tables(device).decode_rows + _PROMPT
+    return tuple((rows, dtype) for rows in (_TOKEN, _PROMPT // 8, prompt) for dtype in (torch.float32, torch.float16))
+
+
+def _is_quantized(x: Tensor, weight: Tensor) -> bool:
+    """Whether an input is, on its device."""
+    if not triton.takes(x):
+        return x.shape[0] > reference.DECODE_ROWS
+    from llmint8.kernels.triton import tiles
+    from llmint8.kernels.triton.int8_linear import choose_product
+
+    return choose_product(x, weight, tiles.tables(x.device)) in ("int_mm_linear", "mixed_linear")
 
 
 def _advice(cpu: Processor, gpus: tuple[Gpu, ...]) -> list[str]:

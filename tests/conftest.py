@@ -10,12 +10,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 from transformers import PreTrainedModel
 
 from llmint8.default_model import default_model
 from llmint8.integrations.transformers.fused import unfuse
 
 transformers.utils.logging.disable_progress_bar()
+# How long an example takes says more about what else the machine does.
+settings.register_profile("no deadline", settings.default, deadline=None)
+settings.load_profile("no deadline")
 
 SIZES = {"vocab_size": 160, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 ATTENTION = {"num_attention_heads": 4, "max_position_embeddings": 128}

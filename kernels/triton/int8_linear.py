@@ -1,5 +1,7 @@
 """`int8_linear` on a GPU: which kernels run for an input."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,28 @@ from llmint8.kernels.triton.launch import on_device, with_contiguous_rows
 from llmint8.kernels.triton.mixed_linear import mixed_linear
 from llmint8.kernels.triton.quantize_rows import MODES, quantize_rows
 from llmint8.kernels.triton.weight_only_linear import weight_only_linear
+
+Product = Literal["weight_only_linear", "dequantized_linear", "int_mm_linear", "mixed_linear"]
+
+
+def choose_product(x: Tensor, weight: Tensor, tables: tiles.Tables) -> Product:
+    """Returns the name of the product that `int8_linear` runs.
+
+    Args:
+        x: fp16, bf16 or fp32 [M, K].
+        weight: int8 [N, K].
+        tables: Of their GPU.
+    """
+    m, k = x.shape
+    if m <= tables.decode_rows:
+        return "weight_only_linear"
+    use_int_mm = tables.mixed_linear is None and can_int_mm(x, weight)
+    in_float = k > functional.INT32_K or not (tables.mixed_linear or use_int_mm)
+    if x.dtype != torch.float32 and (in_float or tables.dequantize):
+        return "dequantized_linear"
+    if in_float:
+        return "weight_only_linear"
+    return "int_mm_linear" if use_int_mm else "mixed_linear"
 
 
 def int8_linear(
@@ -53,25 +77,24 @@ def int8_linear(
     x, weight = with_contiguous_rows(x), with_contiguous_rows(weight)
     weight_scale = weight_scale.contiguous()
     bias = None if bias is None else bias.contiguous()
-    (m, k), tables = x.shape, tiles.tables(x.device)
-    decode = m <= tables.decode_rows
+    tables = tiles.tables(x.device)
+    decode = x.shape[0] <= tables.decode_rows
     if mode not in MODES or (mode == "static" and outlier_columns is None and not decode):
         functional.select_outliers(x, None, mode, threshold, budget, relative)  # raises the error
     with on_device(x):
-        use_int_mm = tables.mixed_linear is None and can_int_mm(x, weight)
-        in_float = k > functional.INT32_K or not (tables.mixed_linear or use_int_mm)
-        if not decode and x.dtype != torch.float32 and (in_float or tables.dequantize):
+        product = choose_product(x, weight, tables)
+        if product == "dequantized_linear":
             return dequantized_linear(x, weight, weight_scale, bias)
-        if decode or in_float:
+        if product == "weight_only_linear":
             if not decode and not tiles.is_aligned(x):
                 x = x.clone(memory_format=torch.contiguous_format)
             return weight_only_linear(x, weight, weight_scale, bias)
         if mode == "budget" and budget == 0:
             mode = "none"
         columns = _static_columns(x, outlier_columns) if mode == "static" else None
-        ones_row = use_int_mm and not symmetric
+        ones_row = product == "int_mm_linear" and not symmetric
         rows = quantize_rows(x, columns, mode, threshold, budget, relative, symmetric, ones_row)
-        multiply = int_mm_linear if use_int_mm else mixed_linear
+        multiply = int_mm_linear if product == "int_mm_linear" else mixed_linear
         return multiply(x, rows, weight, weight_scale, bias)
 
 

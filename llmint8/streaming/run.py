@@ -16,7 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from llmint8 import heap
 from llmint8._version import __version__
-from llmint8.checkpoint import INDEX_SUFFIX, check_folder
+from llmint8.checkpoint import check_folder
 from llmint8.config import Int8Config
 from llmint8.estimation.source import Source, find
 from llmint8.integrations.transformers.saving import move
@@ -31,6 +31,15 @@ from llmint8.streaming.weights import StreamedWeights, no_progress_bars
 _COMPANIONS = ("*.json", "*.jinja", "*.model", "*.py", "*.spm", "*.tiktoken", "*.txt", "additional_chat_templates/*")
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _WRITTEN = ("config.json", "generation_config.json")
+# Lists of shards, whose names here are others.
+_INDICES = ("*.index.json", "*.index.*.json")
+# What transformers would take for the new checkpoint's if it stayed from an old one. Other files may be anyone's.
+_REPLACED = (
+    *("generation_config.json", "chat_template.json", "chat_template.jinja", "additional_chat_templates"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.spm", "*.tiktoken"),
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+)
 DEFAULT_SHARD_SIZE = "5GB"
 
 
@@ -77,7 +86,7 @@ def quantize_checkpoint(
         config: Settings; the default ones if None.
         dtype: Of what is not int8; that of the checkpoint if None.
         max_shard_size: Largest size of a file, in bytes or as `"5GB"`; a larger tensor has a file of its own.
-        overwrite: Replaces a checkpoint that is in `target`.
+        overwrite: Replaces a checkpoint that is in `target`, with its tokenizer and the like; other files stay.
         auto_class: The class of the model, as in `from_pretrained`.
         trust_remote_code: Whether code that comes with the model may run.
         progress: Called with the name of a file, the bytes that are done of all files, and the bytes of all files.
@@ -112,7 +121,7 @@ def quantize_checkpoint(
             _write_index(split, weights.model.num_parameters(), files / "model.safetensors.index.json")
         _copy_companions(origin, files)
         _write_config(weights.model, files)
-        move(files, folder)
+        move(files, folder, replaced=_REPLACED)
     return QuantizedCheckpoint(
         folder=folder,
         layers=sum(1 for _ in int8_layers(weights.model)),
@@ -212,7 +221,7 @@ def _write_index(split: StateDictSplit, parameters: int, file: Path) -> None:
 def _copy_companions(origin: Path, target: Path) -> None:
     for file in sorted({found for pattern in (*_COMPANIONS, *_LICENCES) for found in origin.glob(pattern)}):
         name = file.relative_to(origin)
-        if file.is_file() and str(name) not in _WRITTEN and not file.name.endswith(INDEX_SUFFIX):
+        if file.is_file() and str(name) not in _WRITTEN and not any(map(file.match, _INDICES)):
             (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, target / name)
 

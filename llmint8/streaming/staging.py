@@ -36,8 +36,9 @@ def check_target(folder: Path, overwrite: bool) -> None:
 def staging(folder: Path, plan: Mapping[str, Any]) -> Iterator[Path]:
     """Gives a folder for the files of a checkpoint, with those that an interrupted run has finished.
 
-    An error removes it. It stays if the process is killed or stopped (Ctrl-C), and the next run with the same plan
-    goes on with it.
+    An error removes it, unless the checkpoint in it is complete, which is when it has its config.json: then moving has
+    begun, and what it replaces may be gone. It stays, too, if the process is killed or stopped (Ctrl-C). The next run
+    with the same plan goes on with it.
 
     Args:
         folder: Of the checkpoint.
@@ -61,10 +62,11 @@ def staging(folder: Path, plan: Mapping[str, Any]) -> Iterator[Path]:
     except BlockingIOError as error:
         raise RuntimeError(f"another process is quantizing into {folder}") from error
     except Exception:
-        shutil.rmtree(place, ignore_errors=True)
-        for path in made:
-            with contextlib.suppress(OSError):  # somebody has put something there
-                path.rmdir()
+        if not (place / "files" / "config.json").exists():
+            shutil.rmtree(place, ignore_errors=True)
+            for path in made:
+                with contextlib.suppress(OSError):  # somebody has put something there
+                    path.rmdir()
         raise
 
 

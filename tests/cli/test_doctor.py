@@ -96,6 +96,24 @@ def test_gpus(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert doctor.diagnose().fast
 
 
+@pytest.mark.parametrize(
+    ("architecture", "kernels"),
+    [
+        (75, "Triton, up to 16 rows weights only, above int8 x int8 by torch._int_mm"),
+        (89, "Triton, up to 32 rows weights only, above int8 x int8"),
+        (90, "Triton, up to 256 rows weights only, above PyTorch with dequantized weights"),
+        (103, "Triton, up to 32 rows weights only, above PyTorch with dequantized weights"),
+    ],
+)
+def test_what_a_gpu_runs(architecture: int, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from llmint8.kernels.triton import tiles
+
+    monkeypatch.setattr(tiles, "architecture", lambda device: architecture)
+    monkeypatch.setattr(tiles, "tables", lambda device: tiles.built_in(architecture))
+    assert doctor._triton_kernels(torch.device("cpu")) == kernels
+
+
 def test_a_wrong_instruction_set_is_refused(refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     if not native.load():
         pytest.skip("the native kernels cannot be built here")

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,21 @@ def make_saving_atomic(cls: type[PreTrainedModel]) -> None:
             return original(self, save_directory, *args, **kwargs)
         del arguments["self"], arguments["save_directory"]
         folder = Path(save_directory)
-        with _staging(folder) as staging:
-            with _config_of_the_format(self), _only_our_conversions(self, arguments):
-                original(self, staging, **arguments)
-            move(staging, folder, arguments.get("variant"))
+        variant = arguments.get("variant")
+        with (
+            _staging(folder, variant) as staging,
+            _config_of_the_format(self),
+            _only_our_conversions(self, arguments),
+        ):
+            original(self, staging, **arguments)
         return None
 
     cls.save_pretrained = save_pretrained
 
 
 @contextlib.contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside a folder, which is made if need be and goes away again if nothing came of it."""
+def _staging(folder: Path, variant: str | None) -> Iterator[Path]:
+    """A temporary folder whose files are moved into a folder in the end; both go away again if nothing came of it."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; a checkpoint is saved into a folder")
     existed = folder.exists()
@@ -68,10 +71,17 @@ def _staging(folder: Path) -> Iterator[Path]:
     staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=folder))
     try:
         yield staging
-    finally:
+    except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         if not existed and not any(folder.iterdir()):
             folder.rmdir()
+        raise
+    try:
+        move(staging, folder, variant)
+    except OSError as error:
+        error.add_note(f"The files of the checkpoint are complete; those that are not in {folder} are in {staging}")
+        raise
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -99,23 +109,41 @@ def _only_our_conversions(model: PreTrainedModel, arguments: dict[str, Any]) -> 
         model._weight_conversions = conversions
 
 
-def move(staging: Path, folder: Path, variant: str | None = None) -> None:
+def move(staging: Path, folder: Path, variant: str | None = None, replaced: Iterable[str] = ()) -> None:
     """Moves a finished checkpoint into its folder: while files of two could meet there is no config.json.
 
     Args:
-        staging: Folder of the checkpoint, on the same file system.
+        staging: Folder of the checkpoint, on the same file system. A caller keeps it if this fails: by then, what it
+            is to replace may be gone.
         folder: Where it is to be; weights that are there already are removed.
         variant: As in `save_pretrained`.
+        replaced: Patterns of what else is removed from there.
+
+    Raises:
+        OSError: Something cannot be removed or moved.
     """
     config, new_config = folder / "config.json", staging / "config.json"
     mode = new_config.stat().st_mode
     config.unlink(missing_ok=True)
     tag = re.escape(f".{variant}") if variant else ""
     weights = re.compile(rf"model{tag}(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index{tag}\.json")
-    for old in [file for file in folder.iterdir() if weights.fullmatch(file.name)]:
-        old.unlink()
-    for file in sorted(staging.iterdir()):
-        if file != new_config:
-            file.chmod(mode)  # safetensors makes its files readable by their owner alone
-            file.replace(folder / file.name)
+    old = {file for file in folder.iterdir() if weights.fullmatch(file.name)}
+    for path in old.union(*(folder.glob(pattern) for pattern in replaced)):
+        _remove(path)
+    for path in sorted(staging.iterdir()):
+        place = folder / path.name
+        if path == new_config:
+            continue
+        if path.is_dir():
+            _remove(place)  # a folder takes the place of an empty one only
+        else:
+            path.chmod(mode)  # safetensors makes its files readable by their owner alone
+        path.replace(place)
     new_config.replace(config)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

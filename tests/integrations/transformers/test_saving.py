@@ -147,6 +147,21 @@ model.save_pretrained({str(folder)!r})
     assert torch.equal(run_model(llmint8.from_pretrained(folder)), run_model(new))
 
 
+def test_a_move_that_fails_keeps_the_new_checkpoint(
+    models: tuple[PreTrainedModel, PreTrainedModel], run_model: RunModel, tmp_path: Path
+) -> None:
+    old, new = models
+    folder = tmp_path / "int8"
+    old.save_pretrained(folder)
+    (folder / "generation_config.json").unlink()
+    (folder / "generation_config.json").mkdir()  # where a file has to go
+    with pytest.raises(OSError, match="generation_config") as caught:
+        new.save_pretrained(folder)
+    (left,) = folder.glob(".llmint8-saving-*")
+    assert str(left) in caught.value.__notes__[0]
+    assert torch.equal(run_model(llmint8.from_pretrained(left)), run_model(new))
+
+
 def test_no_weights_of_another_save_stay(
     models: tuple[PreTrainedModel, PreTrainedModel], run_model: RunModel, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ BESIDE = HERE.parents[3] / "shared"
 INTERPRET = {"TRITON_INTERPRET": "1"}
 ENVIRONMENTS = {
     "emulated": {},
+    "interpreted/test_doctor.py": INTERPRET,
     "interpreted/test_int8_linear.py": INTERPRET,
     "interpreted/test_model.py": INTERPRET,
 }
