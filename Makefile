@@ -29,7 +29,7 @@ SEPARATE = tests/kernels/triton/test_separately.py
 test: $(VENV)/.test
 	@mkdir -p build; \
 	$(BIN)/pytest $(SEPARATE) > build/separate.log 2>&1 & separate=$$!; \
-	$(BIN)/pytest --ignore $(SEPARATE); status=$$?; \
+	$(BIN)/pytest --durations=15 --ignore $(SEPARATE); status=$$?; \
 	wait $$separate || status=1; cat build/separate.log; exit $$status
 
 check: lint types
