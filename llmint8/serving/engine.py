@@ -314,7 +314,7 @@ class Engine:
     def _choose(self, answers: list[Answer], logits: torch.Tensor) -> None:
         """Gives each its next token; those that are the largest are looked for together."""
         samplers = [answer.sampler for answer in answers]
-        largest = logits.argmax(-1).tolist() if any(s is not None and s.takes_largest for s in samplers) else []
+        largest = logits.float().argmax(-1).tolist() if any(s is not None and s.takes_largest for s in samplers) else []
         for i, answer in enumerate(answers):
             self._attempt([answer], functools.partial(self._take, logits=logits[i], largest=largest[i : i + 1]))
 
