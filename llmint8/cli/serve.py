@@ -37,6 +37,8 @@ def serve(
 ) -> None:
     """Serve a model with OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics, /info."""
     with one_line_errors():
+        if slots not in (None, 1) and not continuous_batching:
+            raise ValueError(f"--slots {slots} contradicts --no-continuous-batching, which has one")
         from llmint8 import serving
 
         settings = serving.Settings(
@@ -76,4 +78,4 @@ def serve(
         app = serving.create_app(manager, settings)
         if ui:
             mount(app, serving.info(manager, app.state.engine, settings), server.own_url(listener), settings)
-    server.run(app, listener, shutdown_seconds)
+        server.run(app, listener, shutdown_seconds)

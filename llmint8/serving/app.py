@@ -11,9 +11,10 @@ from llmint8._version import __version__
 from llmint8.serving import metrics, request_log
 from llmint8.serving.engine import Engine
 from llmint8.serving.errors import handle_errors
-from llmint8.serving.gate import Gate
+from llmint8.serving.gate import OPEN, Gate
 from llmint8.serving.handlers import ChatHandler, TextHandler
 from llmint8.serving.model_manager import Int8ModelManager
+from llmint8.serving.prompts import Prompts
 from llmint8.serving.record import Record
 from llmint8.serving.settings import Settings
 
@@ -46,14 +47,23 @@ def create_app(manager: Int8ModelManager, settings: Settings | None = None) -> F
     settings = settings or Settings()
     engine = Engine(manager.model, manager.tokenizer, slots=settings.slots, max_queue=settings.max_queue)
     state = _State(engine)
-    chat = ChatHandler(manager, state, engine, settings)
-    text = TextHandler(manager, state, engine, settings)
+    prompts = Prompts(engine)
+    chat = ChatHandler(manager, state, engine, settings, prompts)
+    text = TextHandler(manager, state, engine, settings, prompts)
     none: Any = None  # of endpoints whose routes are taken out
     app: FastAPI = build_server(manager, chat, text, none, none, none, state)
     app.router.routes[:] = [route for route in app.routes if getattr(route, "path", "") in _OF_TRANSFORMERS]
+    for route in app.routes:
+        if getattr(route, "path", "") == OPEN:
+            route.methods.add("HEAD")  # type: ignore[attr-defined]  # what load balancers ask
     app.user_middleware.clear()  # it names requests, at a price for each token of a stream; the gate does that
     app.state.engine, app.state.manager, app.state.stopping = engine, manager, False
     counts = metrics.Metrics(engine, _PATHS)
+
+    @app.get("/v1/models/{model:path}")
+    def show_model(model: str) -> JSONResponse:
+        manager.check_name(model)
+        return JSONResponse(manager.list_models()[0])
 
     @app.get("/metrics")
     def show_metrics() -> Response:

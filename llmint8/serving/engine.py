@@ -7,6 +7,7 @@ that int8 layers do not quantize them; both give a sequence the same bits in any
 """
 
 import contextlib
+import functools
 import inspect
 import threading
 import time
@@ -21,7 +22,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import logging
 
 from llmint8.kernels.cpu import forward_pass
-from llmint8.serving import ragged_batch
+from llmint8.serving import probe, ragged_batch
 from llmint8.serving.sampling import Sampler
 from llmint8.serving.text import TextStream
 
@@ -47,25 +48,32 @@ class Answer:
         prompt: Its tokens.
         max_tokens: Of the answer.
         end: Tokens that end an answer.
-        sampler: Chooses the tokens.
+        make_sampler: Makes what chooses the tokens, in the engine's thread.
         text: Makes text of them.
         send: Called in the engine's thread with each piece of text, and with None once it is over.
         tokens: Those chosen so far, one that ended the answer among them.
         finish_reason: "stop", "length", "cancelled" or "error" once it is over.
         first: Time of the first token, of `time.perf_counter`.
+        sampler: From the first token on.
     """
 
     prompt: list[int]
     max_tokens: int
     end: frozenset[int]
-    sampler: Sampler
+    make_sampler: Callable[[], Sampler]
     text: TextStream
     send: Callable[[str | None], None]
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     first: float | None = None
+    sampler: Sampler | None = None
     cache: Any = None
     cancelled: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache between two steps: all but the newest."""
+        return len(self.prompt) + len(self.tokens) - 1
 
     def cancel(self) -> None:
         """Ends the answer at the next step; its place is free then."""
@@ -94,8 +102,6 @@ class Engine:
         if max_queue < 0:
             raise ValueError(f"max_queue must be at least 0, got {max_queue}")
         self.model, self.tokenizer = model, tokenizer
-        self.can_batch = ragged_batch.can_batch(model)
-        self.slots = slots if self.can_batch else 1
         self.max_queue = max_queue
         self._rows = rows
         accepted = inspect.signature(model.forward).parameters
@@ -103,15 +109,26 @@ class Engine:
         if not names:
             raise ValueError(f"{type(model).__name__} has no cache of keys and values, which serving needs")
         self._cache_name = names[0]
+        self._of_a_prompt = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        ragged_batch.enable()
+        self.slots = slots if slots == 1 or self._can_batch() else 1
         self._lock = threading.Condition()
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
         self._closed = False
         self._members: list[Answer] = []
         self._caches: dict[int, ragged_batch.RaggedCache] = {}
-        ragged_batch.enable()
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
+
+    def _can_batch(self) -> bool:
+        fault: str | None = "its attention, or what it remembers, is not of a kind that can be batched"
+        if ragged_batch.can_batch(self.model):
+            fault = probe.find_fault(self.model, self._cache_name)
+        if fault is not None:
+            name = type(self.model).__name__
+            logger.warning("llmint8: answers are generated one after another, since %s cannot batch: %s", name, fault)
+        return fault is None
 
     @property
     def running(self) -> int:
@@ -136,6 +153,7 @@ class Engine:
         stop: Sequence[str] = (),
         seed: int | None = None,
         penalties: tuple[float, float] = (0.0, 0.0),
+        continues: bool = False,
     ) -> Answer:
         """Queues a request.
 
@@ -146,6 +164,7 @@ class Engine:
             stop: Strings that end it and are not part of it.
             seed: The same answer for the same seed.
             penalties: OpenAI's, frequency and presence.
+            continues: Whether the answer goes on with the text of the prompt, and does not begin one.
 
         Raises:
             QueueFullError: Too many wait already.
@@ -156,18 +175,30 @@ class Engine:
             prompt,
             config.max_new_tokens or 1,
             frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends]),
-            Sampler(self.model, config, len(prompt), seed, penalties),
-            TextStream(self.tokenizer, stop),
+            lambda: Sampler(self.model, config, len(prompt), seed, penalties),
+            TextStream(self.tokenizer, stop, prompt if continues else ()),
             send,
         )
         with self._lock:
-            if self._closed or not self.is_alive():
-                raise ClosedError
-            if self.waiting + self.running >= self.slots + self.max_queue:
-                raise QueueFullError
+            self.check_room()
             self._waiting.append(answer)
             self._lock.notify()
         return answer
+
+    def check_room(self, others: int = 0) -> None:
+        """Checks that a request would be taken.
+
+        Args:
+            others: Requests that are about to come.
+
+        Raises:
+            QueueFullError: Too many wait already.
+            ClosedError: After `close`.
+        """
+        if self._closed or not self.is_alive():
+            raise ClosedError
+        if self.waiting + self.running + others >= self.slots + self.max_queue:
+            raise QueueFullError
 
     def close(self, seconds: float = 5.0) -> None:
         """Takes no more requests, cancels those there are, and waits for the thread.
@@ -242,24 +273,50 @@ class Engine:
     def _read(self, answers: list[Answer]) -> None:
         """Reads the prompt of one answer and chooses its first token."""
         (answer,) = answers
+        answer.sampler = answer.make_sampler()
         answer.cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
         tokens = torch.tensor([answer.prompt], device=self.model.device)
         logits = self.model(
-            input_ids=tokens, use_cache=True, logits_to_keep=1, **{self._cache_name: answer.cache}
+            input_ids=tokens, use_cache=True, **self._of_a_prompt, **{self._cache_name: answer.cache}
         ).logits
-        self._take(answer, logits[0, -1])
+        self._choose([answer], logits[:, -1])
 
     def _step(self, answers: list[Answer]) -> None:
-        """Chooses the next token of each."""
+        """Chooses the next token of each; where that fails for all together, of one after another."""
+        if len(answers) == 1:
+            self._choose(answers, self._logits(answers))
+            return
+        saved = [ragged_batch.save(answer.cache) for answer in answers]
+        logits = None
+        try:
+            logits = self._logits(answers)
+        except Exception:
+            logger.exception("llmint8: a step of %d answers failed; each is tried alone", len(answers))
+        if logits is not None:
+            self._choose(answers, logits)
+            return
+        self._caches.clear()  # out of the handler, which keeps what takes the memory
+        for answer, state in zip(answers, saved, strict=True):
+            ragged_batch.restore(answer.cache, state, answer.length)
+        for answer in answers:
+            self._attempt([answer], self._step)
+
+    def _logits(self, answers: list[Answer]) -> torch.Tensor:
+        """The logits of the next token of each, [B, vocabulary]."""
         device = self.model.device
         tokens = torch.tensor([[answer.tokens[-1]] for answer in answers], device=device)
-        positions = torch.tensor([[len(a.prompt) + len(a.tokens) - 1] for a in answers], device=device)
-        cache = self._cache_of(answers)
-        logits = self.model(
-            input_ids=tokens, position_ids=positions, use_cache=True, **{self._cache_name: cache}
-        ).logits
-        for answer, row in zip(answers, logits[:, -1], strict=True):
-            self._attempt([answer], lambda found, row=row: self._take(found[0], row))  # type: ignore[misc]
+        options = {self._cache_name: self._cache_of(answers)}
+        if self.slots > 1:  # alone, positions are the model's own affair, and some do not count from 0
+            options["position_ids"] = torch.tensor([[answer.length] for answer in answers], device=device)
+        logits: torch.Tensor = self.model(input_ids=tokens, use_cache=True, **options).logits[:, -1]
+        return logits
+
+    def _choose(self, answers: list[Answer], logits: torch.Tensor) -> None:
+        """Gives each its next token; those that are the largest are looked for together."""
+        samplers = [answer.sampler for answer in answers]
+        largest = logits.float().argmax(-1).tolist() if any(s is not None and s.takes_largest for s in samplers) else []
+        for i, answer in enumerate(answers):
+            self._attempt([answer], functools.partial(self._take, logits=logits[i], largest=largest[i : i + 1]))
 
     def _cache_of(self, answers: list[Answer]) -> Any:
         """The cache of a step; one of several rows is kept as long as nobody comes or goes."""
@@ -270,8 +327,13 @@ class Engine:
             kept = self._caches[id(answers[0])] = ragged_batch.RaggedCache([answer.cache for answer in answers])
         return kept
 
-    def _take(self, answer: Answer, logits: torch.Tensor) -> None:
-        token = answer.sampler.choose([*answer.prompt, *answer.tokens], logits)
+    def _take(self, answers: list[Answer], logits: torch.Tensor, largest: list[int]) -> None:
+        (answer,) = answers
+        assert answer.sampler is not None  # made when the prompt was read
+        if answer.sampler.takes_largest:
+            (token,) = largest
+        else:
+            token = answer.sampler.choose([*answer.prompt, *answer.tokens], logits)
         answer.tokens.append(token)
         if answer.first is None:
             answer.first = time.perf_counter()

@@ -7,6 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+_MOST_CHARACTERS = 500  # of a message: what a client sent may be in it
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -26,7 +27,9 @@ class APIError(Exception):
             retry_after: Seconds after which to try again; 0 says nothing about it.
         """
         super().__init__(message)
-        self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
+        self.status, self.code, self.retry_after = status, code, retry_after
+        self.message = cut(message, _MOST_CHARACTERS)
+        self.param = None if param is None else cut(param, 100)
 
     def body(self) -> dict[str, Any]:
         """Returns the object that is sent."""
@@ -39,6 +42,16 @@ class APIError(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body(), self.status, headers)
+
+
+def cut(text: str, most: int) -> str:
+    """Returns a text, or its beginning if it is too long.
+
+    Args:
+        text: For a message.
+        most: Characters.
+    """
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def handle_errors(app: FastAPI) -> None:

@@ -51,7 +51,8 @@ class Gate:
 
         async def noted_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                record.status = message["status"]
+                if not record.gone:  # nobody gets what is sent to one who has hung up
+                    record.status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", record.id.encode())]
             await send(message)
 

@@ -15,9 +15,10 @@ from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.utils import BaseHandler, Modality
 
-from llmint8.serving.engine import Answer, ClosedError, Engine, QueueFullError
-from llmint8.serving.errors import APIError
+from llmint8.serving.engine import Answer, Engine
+from llmint8.serving.errors import APIError, cut
 from llmint8.serving.model_manager import Int8ModelManager
+from llmint8.serving.prompts import Prompts, most_characters, refusals
 from llmint8.serving.record import Record, current
 from llmint8.serving.requests import ChatRequest, CompletionRequest, GenerationRequest, check
 from llmint8.serving.settings import Settings
@@ -55,31 +56,40 @@ class _Handler(BaseHandler):
     """What both kinds of completions share."""
 
     model_manager: Int8ModelManager
+    _continues = False  # the text of the prompt
 
     def __init__(
-        self, model_manager: Int8ModelManager, generation_state: Any, engine: Engine, settings: Settings
+        self,
+        model_manager: Int8ModelManager,
+        generation_state: Any,
+        engine: Engine,
+        settings: Settings,
+        prompts: Prompts,
     ) -> None:
         super().__init__(model_manager, generation_state)
-        self.engine, self.settings = engine, settings
+        self.engine, self.settings, self.prompts = engine, settings, prompts
         config = model_manager.model.config.get_text_config(decoder=True)
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.vocabulary: int = config.vocab_size
+        self.most_tokens = settings.max_prompt_tokens
+        if self.context is not None:
+            self.most_tokens = min(self.most_tokens, self.context - 1)
+        per_token = most_characters(model_manager.tokenizer)
+        self.most_characters = None if per_token is None else per_token * self.most_tokens
 
     def _check_model(self, request: GenerationRequest) -> None:
-        if request.model is not None and not self.model_manager.is_called(request.model):
-            message = f"there is no model {request.model[:200]!r} here; it is {self.model_manager.name!r}"
-            raise APIError(404, message, param="model", code="model_not_found")
+        if request.model is not None:
+            self.model_manager.check_name(request.model)
 
     def _config(self, request: GenerationRequest, max_tokens: int | None, prompt: int) -> GenerationConfig:
         """How to generate: what the model's own configuration says, and what the request says."""
-        most = self.settings.max_prompt_tokens
-        if self.context is not None:
-            most = min(most, self.context - 1)
-        if not 0 < prompt <= most:
-            message = f"the prompt has {prompt} tokens; it must have 1 to {most}"
+        if not 0 < prompt <= self.most_tokens:
+            message = f"the prompt has {prompt} tokens; it must have 1 to {self.most_tokens}"
             raise APIError(400, message, code="context_length_exceeded" if prompt else "invalid_value")
         if max_tokens is not None and max_tokens > self.settings.max_tokens:
-            message = f"max_tokens is {max_tokens}; this server generates {self.settings.max_tokens} at most"
+            message = (
+                f"max_tokens is {cut(str(max_tokens), 20)}; this server generates {self.settings.max_tokens} at most"
+            )
             raise APIError(400, message, param="max_tokens", code="invalid_value")
         config: GenerationConfig = copy.deepcopy(self.model_manager.model.generation_config)
         config.max_length = None
@@ -98,6 +108,13 @@ class _Handler(BaseHandler):
             config.sequence_bias = {(self._token(key),): float(bias) for key, bias in request.logit_bias.items()}
         return config
 
+    def _tokens(self, text: str, **options: Any) -> list[int]:
+        """The tokens of a prompt. One that must have too many is not tokenized, which would take long."""
+        if self.most_characters is not None and len(text) > self.most_characters:
+            message = f"the prompt has {len(text)} characters, more than {self.most_tokens} tokens can be"
+            raise APIError(400, message, code="context_length_exceeded")
+        return list(self.model_manager.tokenizer(text, **options)["input_ids"])
+
     def _token(self, key: str) -> int:
         number = int(key) if key.isascii() and key.isdigit() and len(key) < 10 else -1
         if not 0 <= number < self.vocabulary:
@@ -110,15 +127,16 @@ class _Handler(BaseHandler):
         stream = Stream()
         config = self._config(request, max_tokens, len(prompt))
         penalties = (request.frequency_penalty or 0.0, request.presence_penalty or 0.0)
-        try:
+        with refusals(self.engine):
             answer = self.engine.submit(
-                prompt, config, stream.send, stop=request.stops, seed=request.seed, penalties=penalties
+                prompt,
+                config,
+                stream.send,
+                stop=request.stops,
+                seed=request.seed,
+                penalties=penalties,
+                continues=self._continues,
             )
-        except QueueFullError as error:
-            message = f"{self.settings.max_queue} requests wait already; try again later"
-            raise APIError(429, message, code="queue_full", retry_after=1) from error
-        except ClosedError as error:
-            raise APIError(503, "the server is stopping", code="stopping") from error
         record.answer = answer
         if record.gone:
             answer.cancel()
@@ -185,7 +203,7 @@ class ChatHandler(_Handler, ChatCompletionHandler):
         """
         request = check(ChatRequest, body)
         self._check_model(request)
-        prompt = await asyncio.to_thread(self._prompt, request)
+        prompt = await self.prompts.read(lambda: self._prompt(request))
         return await self._respond(request, request.max_completion_tokens or request.max_tokens, prompt, request_id)
 
     def _prompt(self, request: ChatRequest) -> list[int]:
@@ -197,13 +215,12 @@ class ChatHandler(_Handler, ChatCompletionHandler):
             message["role"] = "system" if message["role"] == "developer" else message["role"]
         inputs = self.get_processor_inputs_from_messages(messages, Modality.LLM)
         try:
-            return list(
-                tokenizer.apply_chat_template(inputs, add_generation_prompt=True, return_dict=True)["input_ids"]
-            )
+            text = tokenizer.apply_chat_template(inputs, add_generation_prompt=True, tokenize=False)
         except Exception as error:  # templates raise what they like for messages that they do not take
             raise APIError(
                 400, f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
+        return self._tokens(text, add_special_tokens=False)  # the template has them
 
     def _first(self, request_id: str) -> list[str]:
         return [self._build_chunk_sse(request_id, content="", role="assistant", model=self.model_manager.name)]
@@ -227,6 +244,8 @@ class ChatHandler(_Handler, ChatCompletionHandler):
 class TextHandler(_Handler, CompletionHandler):
     """`/v1/completions`."""
 
+    _continues = True
+
     async def handle_request(self, body: dict[str, Any], request_id: str) -> Response:
         """Answers a request.
 
@@ -239,8 +258,8 @@ class TextHandler(_Handler, CompletionHandler):
         """
         request = check(CompletionRequest, body)
         self._check_model(request)
-        encoded = await asyncio.to_thread(self.model_manager.tokenizer, request.text)
-        return await self._respond(request, request.max_tokens, list(encoded["input_ids"]), request_id)
+        prompt = await self.prompts.read(lambda: self._tokens(request.text))
+        return await self._respond(request, request.max_tokens, prompt, request_id)
 
     def _chunk(self, request_id: str, text: str, finish_reason: str | None) -> str:
         return self._build_chunk_sse(request_id, self.model_manager.name, text, finish_reason)

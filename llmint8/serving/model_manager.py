@@ -10,6 +10,7 @@ from transformers.cli.serving.model_manager import ModelManager
 import llmint8
 from llmint8.loading import is_hub_name
 from llmint8.nn import Int8Linear
+from llmint8.serving.errors import APIError
 
 
 class Int8ModelManager(ModelManager):
@@ -71,6 +72,19 @@ class Int8ModelManager(ModelManager):
             name: The field `model` of a request.
         """
         return name in (self.name, self.path)
+
+    def check_name(self, name: str) -> None:
+        """Checks that a client means this model.
+
+        Args:
+            name: The client's for the model.
+
+        Raises:
+            APIError: 404; it is none of its names.
+        """
+        if not self.is_called(name):
+            message = f"there is no model {name[:200]!r} here; it is {self.name!r}"
+            raise APIError(404, message, param="model", code="model_not_found")
 
     def list_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
         """Returns the model, as `/v1/models` shows it.

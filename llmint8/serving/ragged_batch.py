@@ -84,6 +84,31 @@ class RaggedCache(Cache):
         return query_length, 0
 
 
+def save(cache: DynamicCache) -> list[dict[str, Any] | None]:
+    """Returns what `restore` needs of the layers that do not keep all tokens.
+
+    Args:
+        cache: Of one sequence.
+    """
+    return [None if type(layer) is DynamicLayer else dict(vars(layer)) for layer in cache.layers]
+
+
+def restore(cache: DynamicCache, saved: list[dict[str, Any] | None], length: int) -> None:
+    """Takes back what a step has done before it failed.
+
+    Args:
+        cache: Of one sequence.
+        saved: Of `save` before the step.
+        length: Tokens that there were.
+    """
+    for layer, state in zip(cache.layers, saved, strict=True):
+        if state is not None:
+            vars(layer).clear()
+            vars(layer).update(state)
+        else:
+            layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+
+
 def enable() -> None:
     """Has transformers' SDPA attention take the lists of a `RaggedCache`; all else reaches it as before."""
     attention = AttentionInterface()["sdpa"]
@@ -119,7 +144,9 @@ def _is_native(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, opt
 
 
 def can_batch(model: nn.Module) -> bool:
-    """Whether sequences of a model can be decoded together: it attends with SDPA to a cache of keys and values.
+    """Whether sequences of a model might be decoded together: it attends with SDPA to a cache of keys and values.
+
+    What a model does with its cache besides, only trying it tells: `probe.find_fault`.
 
     Args:
         model: Of transformers.
@@ -127,5 +154,9 @@ def can_batch(model: nn.Module) -> bool:
     config: Any = model.config
     if config._attn_implementation != "sdpa" or getattr(model, "_is_stateful", False):
         return False
+    text = config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None)
+    if "chunked_attention" in kinds if kinds else getattr(text, "attention_chunk_size", None) is not None:
+        return False  # such a mask begins anew in the middle of a sequence, and here is none
     plain = (DynamicLayer, DynamicSlidingWindowLayer)
-    return all(type(layer) in plain for layer in DynamicCache(config=config.get_text_config(decoder=True)).layers)
+    return all(type(layer) in plain for layer in DynamicCache(config=text).layers)

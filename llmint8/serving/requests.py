@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from llmint8.serving.errors import APIError
+from llmint8.serving.errors import APIError, cut
 
 _Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 _Penalty = Annotated[float | None, Field(ge=-2, le=2)]
@@ -37,6 +37,12 @@ class GenerationRequest(BaseModel):
     presence_penalty: _Penalty = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     n: Annotated[int | None, Field(ge=1, le=1)] = None
+
+    @model_validator(mode="after")
+    def _has_options_of_a_stream_only_if_streamed(self) -> "GenerationRequest":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: only with stream set to true")
+        return self
 
     @property
     def stops(self) -> list[str]:
@@ -122,7 +128,7 @@ def check(kind: type[Checked], body: dict[str, Any]) -> Checked:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         # Where a field takes one of several types, pydantic names the type last; clients know the field.
-        names = [str(part) for part in first["loc"] if not (isinstance(part, str) and not part.isidentifier())]
+        names = [cut(str(part), 50) for part in first["loc"] if not (isinstance(part, str) and not part.isidentifier())]
         param = ".".join(names[:3]) or None
         message = first["msg"].removeprefix("Value error, ")
         raise APIError(400, f"{param}: {message}" if param else message, param=param, code="invalid_value") from error

@@ -65,6 +65,11 @@ class Sampler:
         else:
             self._generator.manual_seed(seed)
 
+    @property
+    def takes_largest(self) -> bool:
+        """Whether it is just the largest logit that it chooses."""
+        return not self._samples and not self._processors
+
     def choose(self, tokens: list[int], logits: Tensor) -> int:
         """Returns the next token.
 

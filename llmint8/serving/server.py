@@ -6,6 +6,8 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+_BACKLOG = 2048  # connections that wait while the model is loaded
+
 
 class Server(uvicorn.Server):
     """Stops on SIGTERM and SIGINT with status 0 once answers have ended; a second SIGINT stops at once."""
@@ -37,7 +39,7 @@ class Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Takes an address, before a model is loaded for it.
+    """Takes an address and listens on it, before a model is loaded for it.
 
     Args:
         host: A name or an address.
@@ -51,6 +53,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(_BACKLOG)  # until then, a second server could bind it, too
     except (OSError, OverflowError) as error:
         raise OSError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from error
     return listener

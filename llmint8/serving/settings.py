@@ -38,5 +38,6 @@ class Settings:
             raise ValueError(f"shutdown_seconds must be at least 0, got {self.shutdown_seconds}")
         if self.slots is not None and self.slots < 1:
             raise ValueError(f"slots must be at least 1, got {self.slots}")
-        if self.api_key is not None and (not self.api_key.isascii() or not self.api_key.strip()):
-            raise ValueError("the API key must be printable ASCII and not empty")
+        key = self.api_key
+        if key is not None and not (key and key.isascii() and key.isprintable() and key == key.strip()):
+            raise ValueError("the API key must be printable ASCII, not empty, and without spaces around it")

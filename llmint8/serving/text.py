@@ -5,19 +5,25 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
+_TOKENS_BEFORE = 8
+
 
 class TextStream:
     """The text of an answer. What may be the beginning of a stop sequence is held back until it is known not to be."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
         """Starts with no text.
 
         Args:
             tokenizer: A fast one of transformers.
             stop: Strings that end the answer and are not part of it.
+            before: Tokens of a text that the answer goes on with: some tokenizers take a space off the first.
         """
         self._tokenizer = tokenizer._tokenizer
-        self._decoder = DecodeStream([], skip_special_tokens=True)
+        before = list(before[-_TOKENS_BEFORE:])
+        if self._tokenizer.decode(before, skip_special_tokens=True).endswith("\ufffd"):
+            before = []  # it would wait for the rest of a character, and give it all
+        self._decoder = DecodeStream(before, skip_special_tokens=True)
         self._stop = stop
         self._held = ""
         self.stopped = False

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
+from llmint8.serving.no_uploads import PATH, NoUploads
 from llmint8.serving.settings import Settings
 
 if TYPE_CHECKING:
     import gradio
 
-PATH = "/ui"
 _EXAMPLES = [
     "What is the capital of France?",
     "Explain photosynthesis in two sentences.",
@@ -62,6 +62,7 @@ def mount(app: FastAPI, info: dict[str, Any], address: str, settings: Settings) 
     def to_page() -> RedirectResponse:
         return RedirectResponse(PATH.lstrip("/"))
 
+    app.add_middleware(NoUploads, max_body=settings.max_body)
     theme = gradio.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"])
     return gradio.mount_gradio_app(
         app,

@@ -70,6 +70,7 @@ def test_a_checkpoint_that_is_int8_already_is_served_as_it_is(smollm2: Path, tmp
         (["--max-tokens", "0"], "max_tokens must be at least 1, got 0"),
         (["--max-queue", "-1"], "max_queue must be at least 0, got -1"),
         (["--slots", "0"], "slots must be at least 1, got 0"),
+        (["--no-continuous-batching", "--slots", "4"], "--slots 4 contradicts"),
         (["--api-key", " "], "API key must be"),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1:0"),
         (["--dtype", "int4"], "int4"),
@@ -83,6 +84,20 @@ def test_a_mistake_is_one_line_and_status_2(arguments: list[str], message: str) 
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not result.stdout
+
+
+def test_an_error_of_the_server_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmint8 import serving
+    from llmint8.serving import server
+
+    def run(*_: object) -> None:
+        raise OSError("the address went away")
+
+    monkeypatch.setattr(serving, "Int8ModelManager", lambda *_, **__: None)
+    monkeypatch.setattr(serving, "create_app", lambda *_: None)
+    monkeypatch.setattr(server, "run", run)
+    result = CliRunner().invoke(app, ["serve", "--port", "0"])
+    assert (result.exit_code, result.stderr) == (2, "llmint8: the address went away\n")
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,9 +131,12 @@ def test_parts_of_messages_and_the_path_as_the_name(client: openai.OpenAI, smoll
     assert answer.choices[0].message.content == ask(client, temperature=0).choices[0].message.content
 
 
-def test_models_health_info_and_metrics(client: openai.OpenAI, server: Any) -> None:
+def test_models_health_info_and_metrics(client: openai.OpenAI, server: Any, smollm2: Path) -> None:
     assert [model.id for model in client.models.list().data] == [MODEL]
+    assert client.models.retrieve(MODEL) == client.models.list().data[0]
+    assert client.models.retrieve(str(smollm2)).id == MODEL
     root = server.url.removesuffix("/v1")
+    assert httpx.head(f"{root}/health").status_code == 200
     assert httpx.get(f"{root}/health").json() == {"status": "ok"}  # without a key
     ask(client, max_tokens=2)
     headers = {"Authorization": f"Bearer {KEY}"}

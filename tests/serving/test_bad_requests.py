@@ -51,6 +51,8 @@ def check(response: httpx.Response, status: int, words: str) -> None:
         ({"logit_bias": {"49152": 1}}, "'49152' is not a token"),
         ({"stream": "yes"}, "stream: "),
         ({"stream_options": 1}, "stream_options: "),
+        ({"stream_options": {"include_usage": True}}, "stream_options: only with stream"),
+        ({"max_tokens": 10**1000}, f"max_tokens is 1{'0' * 19}...; this server"),
         ({"messages": []}, "messages: "),
         ({"messages": "Hi"}, "messages: "),
         ({"messages": [{"role": "user"}]}, "needs content"),
@@ -70,6 +72,12 @@ def test_malformed_bodies(server: Any, body: bytes) -> None:
     check(send(server, content=body, headers=JSON), 400, "")
 
 
+def test_an_error_does_not_repeat_all_that_was_sent(server: Any) -> None:
+    response = send(server, json={"messages": MESSAGES, "logit_bias": {"x" * 10_000: 1000}})
+    check(response, 400, "logit_bias.xxxx")
+    assert len(response.text) < 1000
+
+
 def test_text_that_is_not_unicode(server: Any) -> None:
     body = json.dumps({"messages": [{"role": "user", "content": "\ud800"}]})
     check(send(server, content=body, headers=JSON), 400, "not Unicode")
@@ -83,6 +91,7 @@ def test_prompts_of_other_kinds(server: Any, prompt: Any) -> None:
 def test_models_paths_and_methods_that_are_not_there(server: Any) -> None:
     check(send(server, json={"model": "gpt-4", "messages": MESSAGES}), 404, "no model 'gpt-4' here")
     check(send(server, path="/nothing", json={}), 404, "/v1/nothing")
+    check(send(server, "GET", "/models/gpt-4"), 404, "no model 'gpt-4' here")
     check(send(server, "GET"), 405, "does not take GET")
     for path in ("/reset", "/load_model", "/docs", "/openapi.json", "/v1/responses"):  # of transformers
         url = server.url.removesuffix("/v1") + path

@@ -2,13 +2,16 @@
 
 import copy
 import queue
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from llmint8.serving.engine import Answer, Engine
+from llmint8.serving.sampling import Sampler
 
 PROMPTS = ("The capital of France is", "Once", "One two three four", "A cat and a dog went to the", "Yes", "def f(x):")
 
@@ -49,15 +52,45 @@ def test_the_answer_is_that_of_generate(engine: Engine) -> None:
 
 
 def test_an_error_ends_one_answer_and_not_the_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    good, bad = submit(engine, PROMPTS[0], 60), submit(engine, PROMPTS[1], 60)
-
     def fail(*_: Any) -> int:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(bad[0].sampler, "choose", fail)
+    monkeypatch.setattr(Sampler, "choose", fail)  # the largest is chosen without it
+    good, bad = submit(engine, PROMPTS[0], 60), submit(engine, PROMPTS[1], 60, seed=1)
     assert wait(*bad).finish_reason == "error"
     assert wait(*good).finish_reason in ("length", "stop")
     assert engine.is_alive()
+
+
+def test_a_step_that_fails_costs_the_answer_that_it_fails_for(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [wait(*submit(engine, prompt, 8)).tokens for prompt in PROMPTS[:3]]
+    forward, sizes = engine._logits, []
+
+    def logits(answers: list[Answer]) -> torch.Tensor:
+        found = forward(answers)  # caches have changed when it fails
+        sizes.append(len(answers))
+        if len(answers) > 2 or (len(answers) == 1 and answers[0].max_tokens == 9):
+            raise torch.OutOfMemoryError("no memory")
+        return found
+
+    monkeypatch.setattr(engine, "_logits", logits)
+    pairs = [submit(engine, prompt, tokens) for prompt, tokens in zip(PROMPTS, (8, 8, 8, 9), strict=False)]
+    *good, bad = [wait(*pair) for pair in pairs]
+    assert 4 in sizes
+    assert [answer.tokens for answer in good] == alone
+    assert bad.finish_reason == "error"
+
+
+def test_what_chooses_tokens_is_made_where_they_are_chosen(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, init = [], Sampler.__init__
+
+    def noted(*args: Any, **kwargs: Any) -> None:
+        made.append(threading.current_thread().name)
+        init(*args, **kwargs)
+
+    monkeypatch.setattr(Sampler, "__init__", noted)
+    wait(*submit(engine, PROMPTS[0], 2))
+    assert made == ["generation"]
 
 
 def test_closing_cancels(engine: Engine) -> None:
@@ -67,12 +100,30 @@ def test_closing_cancels(engine: Engine) -> None:
     assert not engine.is_alive()
 
 
-@pytest.mark.parametrize("kind", ["eager", "mamba"])
-def test_a_model_that_cannot_be_batched_answers_one_after_another(manager: Any, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["eager", "mamba", "falcon", "roberta"])
+def test_a_model_that_cannot_be_batched_answers_one_after_another(
+    manager: Any, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     vocabulary = manager.model.config.vocab_size
     if kind == "mamba":
         config: Any = transformers.MambaConfig(vocab_size=vocabulary, hidden_size=32, num_hidden_layers=1)
         model: Any = transformers.MambaForCausalLM(config).eval()
+    elif kind == "falcon":
+        config = transformers.FalconConfig(
+            vocab_size=vocabulary, hidden_size=32, num_hidden_layers=1, num_attention_heads=2
+        )
+        model = transformers.FalconForCausalLM(config).eval()
+    elif kind == "roberta":
+        config = transformers.RobertaConfig(
+            vocab_size=vocabulary,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            is_decoder=True,
+        )
+        model = transformers.RobertaForCausalLM(config).eval()
+        model.roberta.embeddings.position_embeddings.weight.data *= 50  # or they would not matter
     else:
         config = transformers.LlamaConfig(
             vocab_size=vocabulary, hidden_size=32, intermediate_size=32, num_hidden_layers=1
@@ -80,10 +131,14 @@ def test_a_model_that_cannot_be_batched_answers_one_after_another(manager: Any, 
         model = transformers.LlamaForCausalLM._from_config(config, attn_implementation="eager").eval()
     engine = Engine(model, manager.tokenizer, slots=4)
     assert engine.slots == 1
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "llmint8.serving.engine"]
+    assert line.startswith("llmint8: answers are generated one after another, since ")
+    assert type(model).__name__ in line
     pairs = [submit(engine, prompt, 4) for prompt in PROMPTS[:3]]
     found = [wait(*pair).tokens for pair in pairs]
     for prompt, tokens in zip(PROMPTS, found, strict=False):
-        inputs = manager.tokenizer(prompt, return_tensors="pt")
-        expected = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
-        assert tokens == expected[0, inputs["input_ids"].shape[1] :].tolist()
+        read = [*manager.tokenizer(prompt)["input_ids"], *tokens]
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([read]), use_cache=False).logits[0]
+        assert tokens == logits.argmax(-1).tolist()[-5:-1]
     engine.close()

@@ -45,6 +45,9 @@ def test_hanging_up_frees_the_place(make_server: Callable[..., Any]) -> None:
     with pytest.raises(httpx.ReadTimeout):  # neither does one who waits for a whole answer keep it
         httpx.post(f"{server.url}/completions", json=STORY, headers=HEADERS, timeout=httpx.Timeout(60, read=0.5))
     until(lambda: engine.running == 0)
+    lines = [f'llmint8_requests_total{{path="/v1/completions",status="{status}"}} 1.0' for status in (200, 499)]
+    metrics = f"{server.url.removesuffix('/v1')}/metrics"  # the stream had begun
+    until(lambda: all(line in httpx.get(metrics, headers=HEADERS).text for line in lines))
     start = time.monotonic()
     assert httpx.post(f"{server.url}/completions", json={**STORY, "max_tokens": 2}, headers=HEADERS).status_code == 200
     assert time.monotonic() - start < 5
@@ -87,3 +90,16 @@ def test_a_server_that_stops_takes_no_more(make_server: Callable[..., Any]) -> N
     response = httpx.post(f"{server.url}/completions", json=STORY, headers=HEADERS)
     assert response.status_code == 503
     assert httpx.get(server.url.replace("/v1", "/health")).status_code == 503
+
+
+def test_what_is_far_too_long_is_not_tokenized(
+    make_server: Callable[..., Any], manager: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server(max_prompt_tokens=10)
+    monkeypatch.setattr(type(manager.tokenizer), "__call__", None)
+    chat = {"messages": [{"role": "user", "content": "x" * 811}]}
+    for path, body in (("completions", {"prompt": "x" * 811}), ("chat/completions", chat)):
+        response = httpx.post(f"{server.url}/{path}", json=body, headers=HEADERS)
+        assert response.status_code == 400
+        assert "characters, more than 10 tokens can be" in response.json()["error"]["message"]
+        assert response.json()["error"]["code"] == "context_length_exceeded"

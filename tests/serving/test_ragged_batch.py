@@ -9,7 +9,7 @@ import transformers
 from transformers.cache_utils import DynamicCache
 
 import llmint8
-from llmint8.serving import ragged_batch
+from llmint8.serving import probe, ragged_batch
 
 LENGTHS = (5, 17, 9, 1)
 SIZES = {
@@ -33,6 +33,49 @@ def _model(kind: str) -> Any:
             transformers.GPT2Config(vocab_size=160, n_embd=64, n_layer=2, n_head=4)
         ).eval()
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).eval()
+
+
+def _uncommon(kind: str) -> Any:
+    """Models that look at what `update` returns, and those that count positions in ways of their own."""
+    torch.manual_seed(0)
+    if kind == "falcon":
+        config: Any = transformers.FalconConfig(
+            vocab_size=160, hidden_size=64, num_hidden_layers=2, num_attention_heads=4
+        )
+        model: Any = transformers.FalconForCausalLM(config)
+    elif kind == "deepseek":
+        config = transformers.DeepseekV3Config(
+            **SIZES | {"num_key_value_heads": 4},
+            moe_intermediate_size=32,
+            n_routed_experts=8,
+            n_group=2,
+            topk_group=1,
+            num_experts_per_tok=2,
+            kv_lora_rank=16,
+            q_lora_rank=16,
+            qk_rope_head_dim=16,
+            qk_nope_head_dim=16,
+            v_head_dim=16,
+        )
+        model = transformers.DeepseekV3ForCausalLM(config)
+    elif kind == "bart":
+        config = transformers.BartConfig(
+            vocab_size=160,
+            d_model=64,
+            decoder_layers=2,
+            decoder_attention_heads=4,
+            decoder_ffn_dim=64,
+            max_position_embeddings=128,
+            is_decoder=True,
+            is_encoder_decoder=False,
+        )
+        model = transformers.BartForCausalLM(config)
+    else:
+        config = transformers.RobertaConfig(**SIZES, is_decoder=True)
+        model = transformers.RobertaForCausalLM(config)
+    for parameter in model.parameters():
+        parameter.data += torch.randn_like(parameter) * 0.05
+    return model.eval()
 
 
 def _prompts() -> list[torch.Tensor]:
@@ -95,3 +138,43 @@ def test_models_with_another_attention_or_state_are_decoded_alone() -> None:
     assert not ragged_batch.can_batch(eager)
     mamba = transformers.MambaForCausalLM(transformers.MambaConfig(vocab_size=160, hidden_size=32, num_hidden_layers=1))
     assert not ragged_batch.can_batch(mamba)
+
+
+def test_chunked_attention_is_decoded_alone() -> None:
+    config = transformers.Llama4TextConfig(
+        **SIZES, head_dim=16, intermediate_size_mlp=96, num_local_experts=2, attention_chunk_size=8
+    )
+    assert not ragged_batch.can_batch(transformers.Llama4ForCausalLM(config))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_probe_finds_what_a_configuration_does_not_tell(dtype: torch.dtype) -> None:
+    ragged_batch.enable()
+    for kind in ("falcon", "deepseek", "bart", "roberta"):
+        model = _uncommon(kind).to(dtype)
+        assert ragged_batch.can_batch(model)
+        assert probe.find_fault(model, "cache"), kind
+    for kind in ("llama", "mistral", "gpt2"):
+        assert probe.find_fault(_model(kind).to(dtype), "cache") is None, kind
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_a_step_can_be_taken_back(kind: str) -> None:
+    model = _model(kind)
+    ragged_batch.enable()
+    with torch.inference_mode():
+        caches = [DynamicCache(config=model.config) for _ in LENGTHS]
+        for prompt, cache in zip(_prompts(), caches, strict=True):
+            model(input_ids=prompt, cache=cache, use_cache=True)
+
+        def step() -> torch.Tensor:
+            positions = torch.tensor([[length] for length in LENGTHS])
+            tokens, cache = torch.full((4, 1), 7), ragged_batch.RaggedCache(caches)
+            return model(input_ids=tokens, position_ids=positions, cache=cache, use_cache=True).logits
+
+        saved = [ragged_batch.save(cache) for cache in caches]
+        first = step()
+        for cache, state, length in zip(caches, saved, LENGTHS, strict=True):
+            ragged_batch.restore(cache, state, length)
+        assert [cache.get_seq_length() for cache in caches] == list(LENGTHS)
+        assert torch.equal(step(), first)

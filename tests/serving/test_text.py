@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+import tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llmint8.serving.text import TextStream
 
@@ -52,3 +53,19 @@ def test_what_only_begins_like_a_stop_sequence_comes_in_the_end(tokenizer: PreTr
     found, stopped = pieces(tokenizer, TEXT, ["so on. END of time", "of it!"])
     assert "".join(found) == TEXT
     assert not stopped
+
+
+def test_an_answer_that_goes_on_with_a_text_keeps_its_first_space() -> None:
+    words = ["\u2581The", "\u2581cat", "\u2581sat", "<s>", "\ufffd"]  # as SentencePiece writes spaces
+    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}))
+    plain.decoder = tokenizers.decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>")
+
+    def said(before: list[int]) -> str:
+        stream = TextStream(tokenizer, before=before)
+        return "".join([stream.add(1), stream.add(2), stream.finish()])
+
+    assert said([3, 0]) == " cat sat"
+    assert said([3, 0] * 10) == " cat sat"
+    assert said([]) == said([3]) == "cat sat"
+    assert said([0, 4]) == "cat sat"  # what ends like half a character is not repeated

@@ -92,9 +92,24 @@ def test_whoever_opens_the_page_needs_the_key(make_ui: Callable[..., Any]) -> No
         assert client.get("/").headers["location"] == "ui"
         assert client.get("/ui/config").status_code == 401
         assert client.post("/ui/login", data={"username": "me", "password": "wrong"}).status_code == 400
-        assert client.post("/ui/login", data={"username": "me", "password": "a secret"}).status_code == 200
+        form: Any = {"username": (None, "me"), "password": (None, "a secret")}  # as browsers send it
+        assert client.post("/ui/login", files=form).status_code == 200
         assert client.get("/ui/config").status_code == 200
         assert client.get("/v1/models").status_code == 401
         missing = client.get("/v1/nothing", headers={"Authorization": "Bearer a secret"})
         assert missing.status_code == 404
         assert missing.json()["error"]["type"]
+
+
+def test_the_page_takes_no_files(make_ui: Callable[..., Any]) -> None:
+    address = make_ui(max_body=1000).url.removesuffix("/v1")
+    files = {"files": ("name.txt", b"text")}
+    with httpx.Client(base_url=address) as client:
+        assert client.get("/ui/config").status_code == 200
+        for path in ("upload", "upload?upload_id=1", "component_server", "process_recording"):
+            response = client.post(f"/ui/gradio_api/{path}", files=files)
+            assert response.status_code == 404, path
+            assert response.json()["error"]["message"] == "the page takes no uploads"
+        assert client.post("/ui/gradio_api/queue/join", json={"data": ["x" * 1000]}).status_code == 413
+        pieces = client.post("/ui/gradio_api/queue/join", content=iter([b"{}"]))
+        assert pieces.status_code == 411
