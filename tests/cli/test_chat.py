@@ -66,6 +66,7 @@ def test_a_conversation(typist: Typist) -> None:
     typist.type("\x03")
     assert "stopped" in typist.wait_for("]", 10)
     typist.wait_for("> ")
+    time.sleep(1)  # readline shows the prompt a moment before it looks for signals
     typist.type("\x03")
     typist.wait_for("/exit or Ctrl-D leaves")
     typist.type("What is the capital of Italy?\n")
