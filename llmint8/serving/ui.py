@@ -1,4 +1,4 @@
-"""A page to chat on, beside the API: a client of it like any other, so that its limits hold here, too."""
+"""A page to chat on, beside the API and a client of it like any other: the limits of the queue and of texts hold."""
 
 import hmac
 import importlib.util
