@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmint8.serving.errors import APIError
 from llmint8.serving.record import Record, current
+from llmint8.serving.refusal import refuse
 from llmint8.serving.settings import Settings
 
 OPEN = "/health"
@@ -62,9 +63,7 @@ class Gate:
                 self._check(Headers(scope=scope), scope)
                 body = await self._read(receive, record)
             except APIError as error:
-                response = error.response()
-                response.headers["connection"] = "close"  # what is left of the body is not read
-                await response(scope, receive, noted_send)
+                await refuse(error, scope, receive, noted_send)
                 return
             if not record.gone:
                 await self._serve(scope, body, receive, noted_send, record)

@@ -4,6 +4,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmint8.serving.errors import APIError
+from llmint8.serving.refusal import refuse
 
 PATH = "/ui"
 _LOGIN = f"{PATH}/login"
@@ -26,9 +27,7 @@ class NoUploads:
         if scope["type"] == "http" and scope["path"].startswith(f"{PATH}/"):
             error = self._error(scope["path"], Headers(scope=scope))
             if error is not None:
-                response = error.response()
-                response.headers["connection"] = "close"  # the body is not read
-                await response(scope, receive, send)
+                await refuse(error, scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

@@ -147,7 +147,7 @@ def page(info: dict[str, Any], address: str, settings: Settings) -> "gradio.Bloc
     accordion = gradio.Accordion("Settings", open=False, render=False)
     chatbot = gradio.Chatbot(show_label=False, buttons=["copy"], scale=1, render=False)
     textbox = gradio.Textbox(
-        placeholder="Ask something", submit_btn=True, stop_btn=True, show_label=False, render=False
+        elem_id="question", placeholder="Ask something", submit_btn=True, stop_btn=True, show_label=False, render=False
     )
     status = gradio.Markdown("", render=False)
     with gradio.Blocks(title=f"{info['model']} · llmint8", fill_height=True) as blocks:

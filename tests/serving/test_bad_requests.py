@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 from typing import Any
 
 import httpx
@@ -123,6 +124,20 @@ def test_bodies_that_are_too_large(server: Any) -> None:
             yield b" " * 1000
 
     check(send(server, content=pieces(), headers=JSON), 413, "20000 bytes")  # without a length
+
+
+def test_a_body_that_is_still_being_sent_does_not_hide_the_error(server: Any) -> None:
+    host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n"
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(f"{head}Content-Length: 3000000\r\n\r\n".encode())
+        for _ in range(30):
+            connection.sendall(b" " * 100_000)
+            time.sleep(0.01)
+        assert b"413" in connection.recv(1000).split(b"\r\n")[0]
+    with socket.create_connection((host, int(port)), timeout=5) as connection:  # waits to be told to go on
+        connection.sendall(f"{head}Content-Length: 3000000\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert b"413" in connection.recv(1000).split(b"\r\n")[0]
 
 
 def test_what_is_not_http(server: Any) -> None:

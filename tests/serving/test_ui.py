@@ -1,9 +1,9 @@
 """The page, in a browser without a window."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +13,7 @@ pytest.importorskip("gradio")
 webdriver = pytest.importorskip("selenium.webdriver")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(not BROWSER or not DRIVER, reason="chromium and chromedriver are not installed")
+ENTER, TAB = "\ue007", "\ue004"  # as WebDriver names keys
 # No sandbox, since containers have root only; and nothing that asks other machines.
 ARGUMENTS = (
     "--headless",
@@ -37,52 +38,95 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
+    """Waits until something is there; the page may replace what has just been found."""
+    stale = pytest.importorskip("selenium.common.exceptions").StaleElementReferenceException
     end = time.monotonic() + seconds
-    while not (found := what()):
+    while True:
+        with contextlib.suppress(stale):
+            if found := what():
+                return found
         assert time.monotonic() < end
         time.sleep(0.02)
-    return found
+
+
+class Page:
+    """What a person does on the page."""
+
+    def __init__(self, browser: Any) -> None:
+        self.browser = browser
+
+    def shown(self, selector: str) -> list[Any]:
+        return [found for found in self.browser.find_elements("css selector", selector) if found.is_displayed()]
+
+    def on_first(self, selector: str, act: Callable[[Any], None]) -> None:
+        """Does something with the first that a selector finds."""
+
+        def attempt() -> bool:
+            found = self.shown(selector)
+            if found:
+                act(found[0])
+            return bool(found)
+
+        wait_for(attempt)
+
+    def text(self) -> str:
+        return str(self.browser.find_element("tag name", "body").text)
+
+    def answers(self) -> list[str]:
+        return [answer.text for answer in self.browser.find_elements("css selector", "[data-testid='bot']")]
+
+    def ask(self, question: str) -> int:
+        """Asks, and returns the place of the answer among all answers."""
+        place = len(self.answers())
+        box = "#question textarea"
+        self.on_first(box, lambda found: found.send_keys(question))
+        wait_for(lambda: [found for found in self.shown(box) if found.get_attribute("value") == question])
+        self.on_first(box, lambda found: found.send_keys(ENTER))
+        return place
+
+    def answer(self, place: int) -> str:
+        answers = self.answers()
+        return answers[place] if len(answers) > place else ""
+
+    def allow(self, tokens: int) -> None:
+        """Changes the setting of the longest answer."""
+        field = "input[aria-label$='Most tokens of an answer']"
+
+        def change(found: Any) -> None:
+            found.clear()
+            found.send_keys(f"{tokens}{TAB}")
+
+        self.on_first(field, change)
+        wait_for(lambda: [found for found in self.shown(field) if found.get_attribute("value") == str(tokens)])
 
 
 @needs_browser
-def test_ask_stop_and_change_a_setting(browser: Any, make_ui: Callable[..., Any], tmp_path: Path) -> None:
-    page = make_ui()
-    find = browser.find_elements
-    css = "css selector"
-    browser.get(page.url.removesuffix("/v1"))
-    box = wait_for(lambda: find(css, "textarea[placeholder='Ask something']"))[0]
-    assert "39% saved" in browser.find_element("tag name", "body").text
+def test_ask_stop_and_change_a_setting(browser: Any, make_ui: Callable[..., Any]) -> None:
+    served = make_ui()
+    page = Page(browser)
+    browser.get(served.url.removesuffix("/v1"))
+    wait_for(lambda: page.shown("#question textarea"))
+    assert "39% saved" in page.text()
 
-    def last() -> str:
-        answers = find(css, "[data-testid='bot']")
-        return answers[-1].text if answers else ""
+    first = page.ask("What is the capital of France?")
+    wait_for(lambda: "Paris" in page.answer(first))
+    wait_for(lambda: "tokens/s" in page.text())
 
-    box.send_keys("What is the capital of France?\ue007")  # Enter
-    wait_for(lambda: "Paris" in last())
-    wait_for(lambda: "tokens/s" in browser.find_element("tag name", "body").text)
+    page.on_first("button.label-wrap", lambda found: found.click())  # the settings
+    page.allow(3)
+    second = page.ask("Count from one to ten in words.")
+    wait_for(lambda: "3 tokens ·" in page.text())
+    assert len(page.answers()) == second + 1
+    assert len(page.answer(second).split()) <= 3
 
-    wait_for(lambda: [b for b in find("tag name", "button") if b.text.startswith("Settings")])[0].click()
-    field = wait_for(
-        lambda: [f for f in find(css, "input[aria-label$='Most tokens of an answer']") if f.is_displayed()]
-    )
-    field[0].clear()
-    field[0].send_keys("3\ue004")  # Tab
-    box = next(area for area in find("tag name", "textarea") if area.is_displayed())
-    box.send_keys("Count from one to ten in words.\ue007")
-    wait_for(lambda: "3 tokens ·" in browser.find_element("tag name", "body").text)
-    assert len(find(css, "[data-testid='bot']")) == 2
-    assert len(last().split()) <= 3
-
-    field[0].clear()
-    field[0].send_keys("1000\ue004")
-    box = next(area for area in find("tag name", "textarea") if area.is_displayed())
-    box.send_keys("Write the numbers from 1 to 900, each on its own line.\ue007")
-    begun = wait_for(lambda: last() if len(find(css, "[data-testid='bot']")) == 3 else "")
-    more = wait_for(lambda: last() if len(last()) > len(begun) else "")  # it comes piece by piece
+    page.allow(1000)
+    third = page.ask("Write a long story about a dog that travels around the world.")
+    begun = wait_for(lambda: page.answer(third))
+    more = wait_for(lambda: page.answer(third) if len(page.answer(third)) > len(begun) else "")  # piece by piece
     assert more.startswith(begun[:10])
-    engine = page.app.state.engine
+    engine = served.app.state.engine
     assert engine.running == 1
-    wait_for(lambda: [b for b in find(css, "button.stop-button") if b.is_displayed()])[0].click()
+    page.on_first("button.stop-button", lambda found: found.click())
     wait_for(lambda: engine.running == 0, 5)
 
 
@@ -113,3 +157,9 @@ def test_the_page_takes_no_files(make_ui: Callable[..., Any]) -> None:
         assert client.post("/ui/gradio_api/queue/join", json={"data": ["x" * 1000]}).status_code == 413
         pieces = client.post("/ui/gradio_api/queue/join", content=iter([b"{}"]))
         assert pieces.status_code == 411
+
+
+def test_what_the_page_refuses_is_read_to_the_end(make_ui: Callable[..., Any]) -> None:
+    url = f"{make_ui(max_body=1000).url.removesuffix('/v1')}/ui/gradio_api/queue/join"
+    for _ in range(5):  # what is left unread resets the connection, sooner or later
+        assert httpx.post(url, content=b"x" * 5_000_000).status_code == 413
