@@ -22,19 +22,17 @@ class Conversation:
     @property
     def messages(self) -> list[Message]:
         """All messages, as a chat template takes them."""
-        beginning = [{"role": "system", "content": self.system}] if self.system else []
+        beginning = [_message("system", self.system)] if self.system else []
         return [*beginning, *self.turns]
 
-    def ask(self, question: str) -> None:
-        """Adds a question."""
-        self.turns.append({"role": "user", "content": question})
+    def with_question(self, question: str) -> list[Message]:
+        """Returns all messages and a question, which is not added."""
+        return [*self.messages, _message("user", question)]
 
-    def answer(self, text: str) -> None:
-        """Adds the answer, or, if there is none, takes the question back."""
-        if text:
-            self.turns.append({"role": "assistant", "content": text})
-        else:
-            self.turns.pop()
+    def add(self, question: str, answer: str) -> None:
+        """Adds a question and its answer; nothing if there is no answer."""
+        if answer:
+            self.turns += [_message("user", question), _message("assistant", answer)]
 
     def save(self, path: Path) -> None:
         """Writes the messages as JSON.
@@ -44,3 +42,7 @@ class Conversation:
         """
         with path.open("x", encoding="utf-8") as stream:
             json.dump(self.messages, stream, ensure_ascii=False, indent=1)
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}

@@ -89,7 +89,7 @@ class Remote:
     def _optional(self, path: str) -> dict[str, Any] | None:
         try:
             return self._get(path)
-        except ValueError:
+        except (OSError, ValueError):
             return None
 
 

@@ -48,27 +48,35 @@ class Terminal:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  # gives `input` its editing and history
             self._note(f"{self.source.name}. /help lists commands, /exit leaves, Ctrl-C stops an answer.")
+        interrupted = False
         while True:
-            try:
-                line = input("> " if self.is_interactive else "").strip()
+            try:  # a Ctrl-C may also come just before an answer, or just after
+                if interrupted:
+                    interrupted = False
+                    self._note("\n/exit or Ctrl-D leaves")
+                line = self._read()
+                if line is None or line in ("/exit", "/quit"):
+                    return fine
+                if line.startswith("/"):
+                    fine &= self._command(line)
+                elif line:
+                    fine &= self.answer(line)
             except KeyboardInterrupt:
                 if not self.is_interactive:
                     raise
-                self._note("\n/exit or Ctrl-D leaves")
-                continue
+                interrupted = True
             except UnicodeDecodeError as error:
                 self._note(f"error: the question is not UTF-8: {error}", "red")
                 return False
-            except EOFError:
-                if self.is_interactive:
-                    self._notes.print()
-                return fine
-            if line in ("/exit", "/quit"):
-                return fine
-            if line.startswith("/"):
-                fine &= self._command(line)
-            elif line:
-                fine &= self.answer(line)
+
+    def _read(self) -> str | None:
+        """A line of the input; None at its end."""
+        try:
+            return input("> " if self.is_interactive else "").strip()
+        except EOFError:
+            if self.is_interactive:
+                self._notes.print()
+            return None
 
     def answer(self, question: str) -> bool:
         """Asks, and shows the answer while it comes; Ctrl-C keeps what there is of it.
@@ -76,9 +84,8 @@ class Terminal:
         Returns:
             Whether the model answered.
         """
-        self.conversation.ask(question)
         statistics, pieces, stopped = Statistics(), [], False
-        stream = self.source.stream(self.conversation.messages, self.sampling, statistics)
+        stream = self.source.stream(self.conversation.with_question(question), self.sampling, statistics)
         try:
             for piece in stream:
                 pieces.append(piece)
@@ -91,15 +98,14 @@ class Terminal:
         except BrokenPipeError:  # nobody reads the answers any more
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            self.conversation.answer("")
             self._note(f"{chr(10) if pieces else ''}error: {' '.join(str(error).split())}", "red")
             return False
         finally:
             with contextlib.suppress(KeyboardInterrupt):  # pressed again, while the model comes to its end
                 stream.close()  # type: ignore[attr-defined]  # it is a generator
+        self.conversation.add(question, "".join(pieces))
         sys.stdout.write("\n")
         sys.stdout.flush()
-        self.conversation.answer("".join(pieces))
         if self.is_interactive:
             self._note(self._status(statistics, stopped))
         return True

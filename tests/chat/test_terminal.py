@@ -89,6 +89,22 @@ def test_ctrl_c_ends_an_answer_and_keeps_its_beginning(monkeypatch: pytest.Monke
     assert source.closed == 2
 
 
+def test_ctrl_c_just_after_an_answer_does_not_end_the_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    class Slow(Echo):
+        def memory(self) -> int:
+            raise KeyboardInterrupt
+
+    source, lines = Slow(), iter(["one", "two", "/exit"])
+    terminal = Terminal(source, Conversation(), Sampling())
+    terminal.is_interactive = True
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    assert terminal.run()
+    assert [message["content"] for message in source.asked[1]] == ["one", "one ", "two"]
+    assert "/exit or Ctrl-D leaves" in capsys.readouterr().err
+
+
 def test_ctrl_c_in_a_pipe_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Echo(fails=KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
