@@ -24,13 +24,9 @@ SOURCES = $(shell find llmint8 kernels -name '*.py')
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
-# The kernels for GPUs are interpreted and emulated on one core, for minutes: beside the other tests, not after them.
-SEPARATE = tests/kernels/triton/test_separately.py
+# Files in two processes; in their order, since the kernels for GPUs are one short file that takes minutes.
 test: $(VENV)/.test
-	@mkdir -p build; \
-	$(BIN)/pytest $(SEPARATE) > build/separate.log 2>&1 & separate=$$!; \
-	$(BIN)/pytest --durations=15 --ignore $(SEPARATE); status=$$?; \
-	wait $$separate || status=1; cat build/separate.log; exit $$status
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 check: lint types
 

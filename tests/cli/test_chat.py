@@ -1,10 +1,13 @@
 """`llmint8 chat` on a terminal of its own, typed at."""
 
+import fcntl
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 
@@ -19,11 +22,22 @@ class Typist:
         command = [sys.executable, "-m", "llmint8", "chat", *arguments]
         environment = {**os.environ, "TERM": "dumb", "COLUMNS": "200"}
         self.process = subprocess.Popen(
-            command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=environment,
-            preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
-        )  # fmt: skip
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            env=environment,
+            preexec_fn=self._as_on_a_terminal,
+        )
         os.close(slave)
         self.terminal, self.seen = master, ""
+
+    @staticmethod
+    def _as_on_a_terminal() -> None:
+        """Makes the standard input what Ctrl-C comes from; whoever starts the tests in the background ignores it."""
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def type(self, text: str) -> None:
         os.write(self.terminal, text.encode())
