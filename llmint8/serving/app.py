@@ -1,5 +1,6 @@
 """The application: transformers' own, with one model, our engine, and what stands before it."""
 
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI
@@ -42,7 +43,8 @@ def create_app(manager: Int8ModelManager, settings: Settings | None = None) -> F
         settings: Key and limits; none and the defaults if None.
 
     Returns:
-        An application with `state.engine`, `state.manager` and `state.stopping`, a flag that turns new requests down.
+        An application with `state.engine`, `state.manager`, `state.stopping`, a flag that turns new requests down, and
+        `state.stopped`, an event that ends the connections of a page.
     """
     settings = settings or Settings()
     engine = Engine(manager.model, manager.tokenizer, slots=settings.slots, max_queue=settings.max_queue)
@@ -58,6 +60,7 @@ def create_app(manager: Int8ModelManager, settings: Settings | None = None) -> F
             route.methods.add("HEAD")  # type: ignore[attr-defined]  # what load balancers ask
     app.user_middleware.clear()  # it names requests, at a price for each token of a stream; the gate does that
     app.state.engine, app.state.manager, app.state.stopping = engine, manager, False
+    app.state.stopped = asyncio.Event()
     counts = metrics.Metrics(engine, _PATHS)
 
     @app.get("/v1/models/{model:path}")

@@ -1,5 +1,6 @@
 """The process that serves: uvicorn, which tells when it is ready and lets answers end when it is told to stop."""
 
+import asyncio
 import socket
 from types import FrameType
 
@@ -7,6 +8,8 @@ import uvicorn
 from fastapi import FastAPI
 
 _BACKLOG = 2048  # connections that wait while the model is loaded
+_SECONDS_TO_SEND = 5  # what is left of an answer that was cut off
+_SECONDS_OF_PAGE = 0.5  # to show the end of an answer
 
 
 class Server(uvicorn.Server):
@@ -20,16 +23,35 @@ class Server(uvicorn.Server):
             shutdown_seconds: That answers have to end.
             ready: A line to print once requests are taken.
         """
+        most = shutdown_seconds + _SECONDS_TO_SEND
         config = uvicorn.Config(
-            app, log_level="error", access_log=False, timeout_graceful_shutdown=shutdown_seconds, server_header=False
+            app, log_level="error", access_log=False, timeout_graceful_shutdown=most, server_header=False
         )
         super().__init__(config)
-        self._app, self._ready = app, ready
+        self._app, self._ready, self._seconds = app, ready, shutdown_seconds
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to listen, and says so."""
         await super().startup(sockets)
         print(self._ready, flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens no more, and waits until all connections have ended."""
+        ending = asyncio.create_task(self._end_answers())
+        await super().shutdown(sockets)
+        ending.cancel()
+
+    async def _end_answers(self) -> None:
+        """Lets answers end, cuts off those that take too long, and ends what a page keeps open besides."""
+        engine = self._app.state.engine
+        try:
+            async with asyncio.timeout(self._seconds):
+                while engine.running or engine.waiting:
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            engine.close(seconds=0)
+        await asyncio.sleep(_SECONDS_OF_PAGE)
+        self._app.state.stopped.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins to stop."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
-from llmint8.serving.no_uploads import PATH, NoUploads
+from llmint8.serving.page_gate import PATH, PageGate
 from llmint8.serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def mount(app: FastAPI, info: dict[str, Any], address: str, settings: Settings) 
     def to_page() -> RedirectResponse:
         return RedirectResponse(PATH.lstrip("/"))
 
-    app.add_middleware(NoUploads, max_body=settings.max_body)
+    app.add_middleware(PageGate, max_body=settings.max_body, stopped=app.state.stopped)
     theme = gradio.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"])
     return gradio.mount_gradio_app(
         app,

@@ -1,9 +1,12 @@
 """`llmint8 serve` on the command line."""
 
+import contextlib
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,37 +21,76 @@ from llmint8.serving import Int8ModelManager
 COMMAND = [sys.executable, "-m", "llmint8", "serve", "--port", "0"]
 
 
-def test_serves_the_default_model_and_lets_answers_end_on_sigterm() -> None:
-    with subprocess.Popen(
-        [*COMMAND, "--api-key", "k"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+@contextlib.contextmanager
+def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Runs `llmint8 serve`; gives the process and the address that it prints."""
+    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stderr is not None
         try:
             line = process.stdout.readline()
             assert line.startswith("llmint8: SmolLM2-135M-Instruct is served at http://127.0.0.1:")
-            body = {
-                "prompt": "Once upon a time",
-                "max_tokens": 40,
-                "stream": True,
-                "logit_bias": {"2": -100, "0": -100},
-            }
-            with httpx.Client(base_url=line.split()[-1], headers={"Authorization": "Bearer k"}, timeout=60) as client:
-                with client.stream("POST", "/completions", json=body) as response:
-                    lines = response.iter_lines()
-                    next(lines)
-                    process.send_signal(signal.SIGTERM)
-                    rest = [line for line in lines if line]
-                assert rest[-1] == "data: [DONE]"
-                assert '"finish_reason":"length"' in rest[-2]
-                assert process.wait(30) == 0
-                with pytest.raises(httpx.ConnectError):
-                    client.get("/models")
-            errors = process.stderr.read()
-            assert errors.count("\n") == 1, errors
-            assert '"completion_tokens": 40' in errors
+            yield process, line.split()[-1]
         finally:
             process.kill()
+
+
+def errors_of(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    return process.stderr.read()
+
+
+def endless(tokens: int) -> dict[str, Any]:
+    """A request whose answer has that many tokens."""
+    return {
+        "prompt": "Once upon a time",
+        "max_tokens": tokens,
+        "stream": True,
+        "logit_bias": {"2": -100, "0": -100},
+    }
+
+
+def test_serves_the_default_model_and_lets_answers_end_on_sigterm() -> None:
+    with (
+        serving("--api-key", "k") as (process, address),
+        httpx.Client(base_url=address, headers={"Authorization": "Bearer k"}, timeout=60) as client,
+    ):
+        with client.stream("POST", "/completions", json=endless(40)) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert '"finish_reason":"length"' in rest[-2]
+        assert process.wait(30) == 0
+        with pytest.raises(httpx.ConnectError):
+            client.get("/models")
+        errors = errors_of(process)
+    assert errors.count("\n") == 1, errors
+    assert '"completion_tokens": 40' in errors
+
+
+def test_neither_an_open_page_nor_a_long_answer_keeps_it_from_stopping() -> None:
+    pytest.importorskip("gradio")
+    with serving("--ui", "--shutdown-seconds", "1") as (process, address):
+        page = address.removesuffix("/v1") + "/ui/gradio_api/heartbeat/of-a-browser"
+        with (
+            httpx.Client(timeout=60) as client,
+            client.stream("GET", page) as events,
+            client.stream("POST", f"{address}/completions", json=endless(1000)) as response,
+        ):
+            assert events.status_code == 200
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+            assert rest[-1] == "data: [DONE]"
+            assert '"finish_reason":"length"' in rest[-2]
+            for _ in events.iter_bytes():  # until it ends
+                pass
+        assert process.wait(4) == 0
+        errors = errors_of(process)
+    assert errors.count("\n") == 1, errors
+    assert '"path": "/v1/completions"' in errors
 
 
 def test_a_checkpoint_that_is_int8_already_is_served_as_it_is(smollm2: Path, tmp_path: Path) -> None:

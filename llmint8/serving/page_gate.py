@@ -1,0 +1,78 @@
+"""What stands before the page: no uploads, which Gradio takes from everybody, and an end to what a page keeps open."""
+
+import asyncio
+import contextlib
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llmint8.serving.errors import APIError
+from llmint8.serving.refusal import refuse
+
+PATH = "/ui"
+_LOGIN = f"{PATH}/login"
+
+
+class PageGate:
+    """Middleware (ASGI) for the paths of the page; others pass as they are."""
+
+    def __init__(self, app: ASGIApp, *, max_body: int, stopped: asyncio.Event) -> None:
+        """Wraps an application.
+
+        Args:
+            app: What is behind.
+            max_body: Most bytes of a request.
+            stopped: Set when connections are to end: an open page listens for events for ever.
+        """
+        self.app, self.max_body, self._stopped = app, max_body, stopped
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves a connection."""
+        if scope["type"] != "http" or not scope["path"].startswith(f"{PATH}/"):
+            await self.app(scope, receive, send)
+            return
+        error = self._error(scope["path"], Headers(scope=scope))
+        if error is not None:
+            await refuse(error, scope, receive, send)
+            return
+        await self._serve(scope, receive, send)
+
+    def _error(self, path: str, headers: Headers) -> APIError | None:
+        kind = headers.get("content-type", "").strip().lower()
+        path = path.rstrip("/")
+        if path.endswith("/upload") or (kind.startswith("multipart/") and path != _LOGIN):  # which is a form, too
+            return APIError(404, "the page takes no uploads")
+        if "transfer-encoding" in headers:
+            return APIError(411, "a request to the page needs a Content-Length")
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length[:20]) > self.max_body:
+            return APIError(413, f"the body has more than {self.max_body} bytes", code="body_too_large")
+        return None
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Calls what is behind until it has answered or connections are to end."""
+        begun = ended = False
+
+        async def noted_send(message: Message) -> None:
+            nonlocal begun, ended
+            begun = True
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        answering = asyncio.ensure_future(self.app(scope, receive, noted_send))
+        stopping = asyncio.ensure_future(self._stopped.wait())
+        try:
+            await asyncio.wait((answering, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                await answering
+                return
+        finally:
+            stopping.cancel()
+            if not answering.done():
+                answering.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await answering
+        if begun and not ended:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        elif not begun:
+            await APIError(503, "the server is stopping", code="stopping").response()(scope, receive, send)
