@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from types import FrameType
 
 import uvicorn
@@ -13,7 +14,7 @@ _SECONDS_OF_PAGE = 0.5  # to show the end of an answer
 
 
 class Server(uvicorn.Server):
-    """Stops on SIGTERM and SIGINT with status 0 once answers have ended; a second SIGINT stops at once."""
+    """Stops on SIGTERM and SIGINT with status 0 once answers have ended; a second signal cuts them off."""
 
     def __init__(self, app: FastAPI, shutdown_seconds: int, ready: str) -> None:
         """Prepares a server.
@@ -29,6 +30,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._app, self._ready, self._seconds = app, ready, shutdown_seconds
+        self._hurries = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to listen, and says so."""
@@ -43,18 +45,19 @@ class Server(uvicorn.Server):
 
     async def _end_answers(self) -> None:
         """Lets answers end, cuts off those that take too long, and ends what a page keeps open besides."""
-        engine = self._app.state.engine
-        try:
-            async with asyncio.timeout(self._seconds):
-                while engine.running or engine.waiting:
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
+        engine, end = self._app.state.engine, time.monotonic() + self._seconds
+        while (engine.running or engine.waiting) and not self._hurries and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        if engine.running or engine.waiting:
             engine.close(seconds=0)
         await asyncio.sleep(_SECONDS_OF_PAGE)
         self._app.state.stopped.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begins to stop."""
+        """Begins to stop; told so again, cuts off answers."""
+        if self._app.state.stopping and not self._hurries:
+            self._hurries = True
+            return
         self._app.state.stopping = True
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # uvicorn would raise them again at the end, for a status that is not 0
