@@ -118,12 +118,26 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: b
         key: [batch, key_heads, S, depth], dtype of `query`; each key head serves heads / key_heads heads in a row.
         value: As `key`.
         scale: Of the scores.
-        causal: Row m sees keys 0 to m.
+        causal: Row m sees keys 0 to S - M + m: the queries are of the last tokens. M must be at most S.
 
     Returns:
         [batch, M, heads, depth], dtype of `query`; sums and softmax are fp32.
     """
     return torch.ops.llmint8.attention(query, key, value, scale, causal)
+
+
+def causal_mask(query: Tensor, keys: int) -> Tensor:
+    """Returns which keys each of the last tokens sees: those up to its own.
+
+    Args:
+        query: [..., M, depth].
+        keys: S, at least M.
+
+    Returns:
+        bool [M, S].
+    """
+    queries = query.shape[-2]
+    return torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
 
 
 def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -338,8 +352,16 @@ def _(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _attention_reference(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
+    queries, keys = query.shape[2], key.shape[2]
+    seen = causal_mask(query, keys) if causal and queries != keys else None
     y = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        query,
+        key,
+        value,
+        attn_mask=seen,
+        is_causal=causal and seen is None,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
     return y.transpose(1, 2).contiguous()
 

@@ -2,13 +2,14 @@
 
 transformers' own continuous batching has one configuration for all requests (no greedy answer beside a sampled one, no
 seed, no stop sequence of a request's own), and on a CPU it pads nothing but masks everything: each token looks at
-the cache of every sequence. Here a prompt is read alone, as `generate` would, and decoding steps take so few rows
-that int8 layers do not quantize them; both give a sequence the same bits in any company.
+the cache of every sequence. Here a prompt is read alone, in pieces, between which the others get their tokens, and
+decoding steps take so few rows that int8 layers do not quantize them. So a sequence has the same bits in any company.
 """
 
 import contextlib
 import functools
 import inspect
+import sys
 import threading
 import time
 from collections import deque
@@ -30,6 +31,8 @@ logger = logging.get_logger(__name__)
 
 # Rows of a step: what int8 layers take without quantizing it, on a CPU and on a GPU.
 _ROWS_CPU, _ROWS_GPU = 8, 32
+# Tokens of a piece of a prompt: so many that reading is not slower, and so few that others do not wait long.
+_PIECE_CPU, _PIECE_GPU = 256, 2048
 
 
 class QueueFullError(Exception):
@@ -54,7 +57,9 @@ class Answer:
         tokens: Those chosen so far, one that ended the answer among them.
         finish_reason: "stop", "length", "cancelled" or "error" once it is over.
         first: Time of the first token, of `time.perf_counter`.
-        sampler: From the first token on.
+        sampler: From when its prompt is read on.
+        cache: As `sampler`.
+        read: Tokens of the prompt that have been read.
     """
 
     prompt: list[int]
@@ -68,7 +73,13 @@ class Answer:
     first: float | None = None
     sampler: Sampler | None = None
     cache: Any = None
+    read: int = 0
     cancelled: bool = False
+
+    @property
+    def is_read(self) -> bool:
+        """Whether all of the prompt has been read."""
+        return self.read == len(self.prompt)
 
     @property
     def length(self) -> int:
@@ -112,6 +123,9 @@ class Engine:
         self._of_a_prompt = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         ragged_batch.enable()
         self.slots = slots if slots == 1 or self._can_batch() else 1
+        piece = _PIECE_CPU if model.device.type == "cpu" else _PIECE_GPU
+        in_pieces = self.slots > 1 and probe.reads_pieces(model, self._cache_name)
+        self._piece = piece if in_pieces else sys.maxsize
         self._lock = threading.Condition()
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
@@ -232,9 +246,12 @@ class Engine:
             yield
 
     def _turn(self) -> bool:
-        """Reads the prompt of one who waits, if there is a place, and takes one step with all; False if none is left.
+        """Reads a piece of the prompt of one who waits, if there is a place, and takes one step with all others.
 
-        One prompt a turn, so that those who are answered already wait for one prompt at most.
+        One piece a turn, so that those who are answered already wait for no more.
+
+        Returns:
+            Whether there is more to do.
         """
         with self._lock:
             for answer in [a for a in self._waiting if a.cancelled]:
@@ -243,19 +260,20 @@ class Engine:
             for answer in [a for a in self._running if a.cancelled]:
                 self._finish(answer, "cancelled")
             self._running = [a for a in self._running if a.finish_reason is None]
-            new = self._waiting.popleft() if self._waiting and len(self._running) < self.slots else None
-            if new is not None:
-                self._running.append(new)
-        if new is not None:
-            self._attempt([new], self._read)
-        batch = [answer for answer in self._running if answer.finish_reason is None]
+            unread = next((a for a in self._running if not a.is_read), None)
+            if unread is None and self._waiting and len(self._running) < self.slots:
+                unread = self._waiting.popleft()
+                self._running.append(unread)
+        if unread is not None:
+            self._attempt([unread], self._read)
+        batch = [answer for answer in self._running if answer.is_read and answer.finish_reason is None]
         if batch != self._members:
             self._members = batch
             self._caches.clear()
         for first in range(0, len(batch), self._rows):
             self._attempt(batch[first : first + self._rows], self._step)
         with self._lock:
-            self._running = [answer for answer in batch if answer.finish_reason is None]
+            self._running = [a for a in self._running if a.finish_reason is None]
             if not self._running:
                 self._members = []
                 self._caches.clear()  # an idle server keeps no caches
@@ -271,15 +289,22 @@ class Engine:
                     self._finish(answer, "error")
 
     def _read(self, answers: list[Answer]) -> None:
-        """Reads the prompt of one answer and chooses its first token."""
+        """Reads a piece of the prompt of one answer; after the last one, chooses its first token."""
         (answer,) = answers
-        answer.sampler = answer.make_sampler()
-        answer.cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
-        tokens = torch.tensor([answer.prompt], device=self.model.device)
-        logits = self.model(
-            input_ids=tokens, use_cache=True, **self._of_a_prompt, **{self._cache_name: answer.cache}
-        ).logits
-        self._choose([answer], logits[:, -1])
+        first, device = answer.read, self.model.device
+        tokens = torch.tensor([answer.prompt[first : first + self._piece]], device=device)
+        options: dict[str, Any] = dict(self._of_a_prompt)
+        if first == 0:
+            answer.sampler = answer.make_sampler()
+            answer.cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+            options[self._cache_name] = answer.cache
+        else:
+            options[self._cache_name] = ragged_batch.RaggedCache([answer.cache])
+            options["position_ids"] = torch.arange(first, first + tokens.shape[1], device=device)[None]
+        logits = self.model(input_ids=tokens, use_cache=True, **options).logits
+        answer.read += tokens.shape[1]
+        if answer.is_read:
+            self._choose([answer], logits[:, -1])
 
     def _step(self, answers: list[Answer]) -> None:
         """Chooses the next token of each; where that fails for all together, of one after another."""

@@ -1,7 +1,9 @@
-"""One decoding step of several sequences of different lengths, each with a cache of its own.
+"""One decoding step of several sequences of different lengths, each with a cache of its own; or a piece of a prompt.
 
 The rows of a batch share everything but attention: a layer adds each row's key and value to that row's cache, and each
 row attends to its own tokens. Nothing is padded, and a sequence can come and go between any two steps.
+
+A piece of a prompt is such a batch of one row with several tokens, each of which sees those before it.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,10 +38,10 @@ class RaggedCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Adds a token to each sequence.
+        """Adds a token to each sequence, or several to a single one.
 
         Args:
-            key_states: [B, heads, 1, depth].
+            key_states: [B, heads, 1, depth], or [1, heads, M, depth].
             value_states: As `key_states`.
             layer_idx: Of the layer.
             *args: Passed on.
@@ -48,6 +50,10 @@ class RaggedCache(Cache):
         Returns:
             The keys and the values of each sequence, [1, heads, S, depth].
         """
+        if key_states.shape[2] > 1:
+            (cache,) = self.caches
+            all_keys, all_values = growing_cache.update(cache, key_states, value_states, layer_idx, kwargs)
+            return [all_keys], [all_values]
         rooms = self._rooms_of(layer_idx, key_states)
         if rooms is None:  # a layer that does not keep all tokens
             rows = zip(self.caches, key_states.split(1), value_states.split(1), strict=True)
@@ -80,7 +86,7 @@ class RaggedCache(Cache):
         return max(cache.get_seq_length(layer_idx) for cache in self.caches)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Returns sizes with which no mask is made: a row sees all that its cache shows."""
+        """Returns sizes with which no mask is made: attention knows what a row of these caches sees."""
         return query_length, 0
 
 
@@ -123,10 +129,11 @@ def _taking_lists(attention: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(key, list):
             return attention(module, query, key, value, attention_mask, *args, **kwargs)
         rows = zip(query.split(1), key, value, strict=True)
-        scale = kwargs.get("scaling")
+        scale, pieces = kwargs.get("scaling"), query.shape[2] > 1
         if scale is None or args or not _is_native(module, query, key[0], value[0], kwargs):
-            return torch.cat([attention(module, *row, None, *args, **kwargs)[0] for row in rows]), None
-        return torch.cat([ops.attention(*row, scale) for row in rows]), None
+            mask = ops.causal_mask(query, key[0].shape[2]) if pieces else None
+            return torch.cat([attention(module, *row, mask, *args, **kwargs)[0] for row in rows]), None
+        return torch.cat([ops.attention(*row, scale, pieces) for row in rows]), None
 
     sdpa.takes_lists = True  # type: ignore[attr-defined]
     sdpa.is_ours = getattr(attention, "is_ours", False)  # type: ignore[attr-defined]
@@ -158,5 +165,18 @@ def can_batch(model: nn.Module) -> bool:
     kinds = getattr(text, "layer_types", None)
     if "chunked_attention" in kinds if kinds else getattr(text, "attention_chunk_size", None) is not None:
         return False  # such a mask begins anew in the middle of a sequence, and here is none
-    plain = (DynamicLayer, DynamicSlidingWindowLayer)
-    return all(type(layer) in plain for layer in DynamicCache(config=text).layers)
+    return _has_layers(text, DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def can_read_pieces(model: nn.Module) -> bool:
+    """Whether prompts of a model that can be batched might be read in pieces: all its layers keep all tokens.
+
+    Args:
+        model: Of transformers.
+    """
+    config: Any = model.config
+    return _has_layers(config.get_text_config(decoder=True), DynamicLayer)
+
+
+def _has_layers(config: Any, *kinds: type) -> bool:
+    return all(type(layer) in kinds for layer in DynamicCache(config=config).layers)

@@ -36,9 +36,11 @@ def wait(answer: Answer, pieces: "queue.Queue[str | None]") -> Answer:
     return answer
 
 
+@pytest.mark.parametrize("piece", [None, 3])
 @pytest.mark.parametrize("options", [{}, {"seed": 3}])
-def test_an_answer_is_the_same_in_any_company(engine: Engine, options: dict[str, Any]) -> None:
+def test_an_answer_is_the_same_in_any_company(engine: Engine, options: dict[str, Any], piece: int | None) -> None:
     """More answers than rows in a step, of different lengths, that come and go."""
+    engine._piece = piece or engine._piece
     alone = [wait(*submit(engine, prompt, 6 + 5 * i, **options)).tokens for i, prompt in enumerate(PROMPTS)]
     together = [submit(engine, prompt, 6 + 5 * i, **options) for _ in range(3) for i, prompt in enumerate(PROMPTS)]
     assert [wait(*pair).tokens for pair in together] == alone * 3
@@ -49,6 +51,40 @@ def test_the_answer_is_that_of_generate(engine: Engine) -> None:
     inputs = engine.tokenizer(PROMPTS[0], return_tensors="pt")
     expected = engine.model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert wait(*submit(engine, PROMPTS[0])).tokens == expected.tolist()
+
+
+def test_others_go_on_while_a_long_prompt_is_read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt of 40 pieces: an answer of 20 tokens that has begun before it has ended when it is read."""
+    read, events = engine._read, []
+
+    def noted(answers: list[Answer]) -> None:
+        events.append((answers[0], short.finish_reason))
+        read(answers)
+
+    engine._piece = 5
+    short, pieces = submit(engine, PROMPTS[0], 20)
+    pieces.get(timeout=60)
+    monkeypatch.setattr(engine, "_read", noted)
+    long = wait(*submit(engine, " a" * 200, 2))
+    wait(short, pieces)
+    reads = [reason for answer, reason in events if answer is long]
+    assert len(reads) == 40
+    assert reads[0] is None
+    assert reads[-1] is not None
+    assert long.finish_reason == "length"
+
+
+def test_a_prompt_is_read_no_further_once_it_is_cancelled(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, engine._piece = engine._read, 5
+
+    def cancelling(answers: list[Answer]) -> None:
+        read(answers)
+        answers[0].cancel()
+
+    monkeypatch.setattr(engine, "_read", cancelling)
+    answer = wait(*submit(engine, " a" * 200, 2))
+    assert (answer.read, answer.finish_reason, answer.tokens) == (5, "cancelled", [])
+    assert engine.running == 0
 
 
 def test_an_error_ends_one_answer_and_not_the_engine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

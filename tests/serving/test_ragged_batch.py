@@ -125,6 +125,26 @@ def test_logits_are_those_of_each_alone(kind: str, int8: bool) -> None:
             torch.testing.assert_close(torch.stack(rows), torch.stack(_alone(model, prompt, 12)), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_prompt_in_pieces_is_what_it_is_at_once(kind: str, int8: bool) -> None:
+    """Within what rounding makes of it, as above; pieces are small enough not to be quantized."""
+    model = _model(kind)
+    if int8:
+        llmint8.quantize_(model)
+    ragged_batch.enable()
+    prompt = torch.randint(0, 160, (1, 8), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = model(input_ids=prompt).logits
+        cache, found = DynamicCache(config=model.config), []
+        for first, last in ((0, 3), (3, 4), (4, 8)):
+            options: Any = {"cache": cache if first == 0 else ragged_batch.RaggedCache([cache])}
+            positions = torch.arange(first, last)[None]
+            found.append(model(input_ids=prompt[:, first:last], position_ids=positions, **options).logits)
+        torch.testing.assert_close(torch.cat(found, 1), expected, atol=1e-4, rtol=1e-4)
+        assert cache.get_seq_length() == 8
+
+
 def test_int8_models_have_the_same_bits(smollm2: Path) -> None:
     model = llmint8.from_pretrained(smollm2)
     ragged_batch.enable()
@@ -155,7 +175,18 @@ def test_a_probe_finds_what_a_configuration_does_not_tell(dtype: torch.dtype) ->
         assert ragged_batch.can_batch(model)
         assert probe.find_fault(model, "cache"), kind
     for kind in ("llama", "mistral", "gpt2"):
-        assert probe.find_fault(_model(kind).to(dtype), "cache") is None, kind
+        model = _model(kind).to(dtype)
+        assert probe.find_fault(model, "cache") is None, kind
+        assert probe.reads_pieces(model, "cache") == (kind != "mistral")  # which forgets what left its window
+        llmint8.quantize_(model)
+        assert probe.reads_pieces(model, "cache") == (kind != "mistral")
+
+
+def test_a_model_that_does_not_see_the_past_reads_no_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    ragged_batch.enable()
+    model = _model("llama")
+    monkeypatch.setattr("llmint8.ops.causal_mask", lambda query, keys: torch.eye(query.shape[2], keys).bool())
+    assert not probe.reads_pieces(model, "cache")
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])

@@ -70,6 +70,7 @@ void attention_prefill(const Attention& p, int64_t b, int64_t key_head, int64_t 
                        const float* workspace) {
   const int64_t group = p.heads / p.key_heads, count = q1 - q0, rows = group * count, depth = p.depth;
   const int64_t panels = value_panels(depth), blocks = (p.keys + PANEL - 1) / PANEL;
+  const int64_t earlier_keys = p.keys - p.queries;  // than the first query, where each sees those before it
   float* queries = scratch<float>(1, rows * depth);
   float* sums = scratch<float>(2, panels * rows * PANEL);  // [panels, rows, PANEL]
   float* largest = scratch<float>(3, 2 * rows);
@@ -84,7 +85,7 @@ void attention_prefill(const Attention& p, int64_t b, int64_t key_head, int64_t 
   }
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t first = block * PANEL;
-    if (p.causal && first >= q1) break;
+    if (p.causal && first >= earlier_keys + q1) break;
     const float* keys = workspace + ((b * p.key_heads + key_head) * blocks + block) * block_floats(depth);
     const float* values = keys + depth * PANEL;
     for (int64_t i = 0; i < rows; i += Isa::TILE_ROWS) {
@@ -94,7 +95,7 @@ void attention_prefill(const Attention& p, int64_t b, int64_t key_head, int64_t 
         float_tile<ROWS>(queries + i * depth, depth, keys, PANEL, depth, scores);
       });
       for (int64_t r = 0; r < tile_rows; ++r) {
-        const int64_t last = p.causal ? q0 + (i + r) % count + 1 : p.keys;
+        const int64_t last = p.causal ? earlier_keys + q0 + (i + r) % count + 1 : p.keys;
         const int64_t valid = last - first < 0 ? 0 : last - first < PANEL ? last - first : PANEL;
         float* score = scores + r * PANEL;
         const float earlier = soften(score, valid, largest + i + r, total + i + r);

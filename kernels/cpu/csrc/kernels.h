@@ -87,7 +87,7 @@ struct Attention {
   Dtype dtype;
   int64_t batch, heads, key_heads, queries, keys, depth;
   float scale;
-  bool causal;  // query i sees keys 0 to i
+  bool causal;  // query i sees keys 0 to keys - queries + i
   void* y;      // [batch, queries, heads, depth]
 };
 

@@ -47,7 +47,7 @@ bool takes(const Tensor& q, const Tensor& k, const Tensor& v, bool causal) {
   if (q.dim() != 4 || k.dim() != 4 || v.sizes() != k.sizes() || q.numel() == 0 || k.numel() == 0) return false;
   if (k.size(0) != q.size(0) || k.size(3) != q.size(3) || q.size(1) % k.size(1) != 0) return false;
   if (q.stride(3) != 1 || k.stride(3) != 1 || v.stride(3) != 1) return false;
-  return !causal || q.size(2) == k.size(2);
+  return !causal || q.size(2) <= k.size(2);
 }
 
 Heads heads_of(const Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }

@@ -191,6 +191,9 @@ def test_memory_of_weights_outlives_its_neighbours() -> None:
         (3, 3, 33, 150, 150, True),
         (4, 2, 64, 65, 200, False),
         (2, 2, 16, 3, 3, True),
+        (6, 2, 64, 70, 333, True),
+        (2, 1, 16, 2, 9, True),
+        (3, 3, 24, 1, 40, True),
     ],
 )
 def test_attention(
@@ -201,7 +204,7 @@ def test_attention(
     k, v = (torch.randn(2, key_heads, keys, depth).to(dtype) for _ in range(2))
     y = ops.attention(q, k, v, 0.3, causal)
     exact = F.scaled_dot_product_attention(
-        q.double(), k.double(), v.double(), is_causal=causal, scale=0.3, enable_gqa=True
+        q.double(), k.double(), v.double(), ops.causal_mask(q, keys) if causal else None, scale=0.3, enable_gqa=True
     ).transpose(1, 2)
     assert y.dtype == dtype
     assert y.is_contiguous()
@@ -210,8 +213,17 @@ def test_attention(
     assert (error <= torch.finfo(dtype).eps * exact.abs() + 2e-5).all()
 
 
+def test_a_text_read_in_pieces_has_the_same_bits(isa: str) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 200, 32).bfloat16() for _ in range(3))
+    whole = ops.attention(q, k, v, 0.3, True)
+    for first, last in ((0, 70), (70, 71), (71, 200)):
+        piece = ops.attention(q[:, :, first:last], k[:, :, :last], v[:, :, :last], 0.3, True)
+        assert torch.equal(piece, whole[:, first:last])
+
+
 def test_what_attention_does_not_take_pytorch_computes(isa: str) -> None:
-    q, k = torch.randn(1, 2, 5, 16), torch.randn(1, 2, 9, 16)
+    q, k = torch.randn(1, 2, 5, 16).transpose(2, 3), torch.randn(1, 2, 5, 16).transpose(2, 3)  # not contiguous
     expected = F.scaled_dot_product_attention(q, k, k, is_causal=True, scale=0.3).transpose(1, 2)
     assert torch.equal(ops.attention(q, k, k, 0.3, True), expected)
 
