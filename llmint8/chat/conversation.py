@@ -40,8 +40,9 @@ class Conversation:
         Raises:
             OSError: The file exists already, or cannot be written.
         """
+        text = json.dumps(self.messages, ensure_ascii=False, indent=1)
         with path.open("x", encoding="utf-8") as stream:
-            json.dump(self.messages, stream, ensure_ascii=False, indent=1)
+            stream.write(text)
 
 
 def _message(role: str, content: str) -> Message:

@@ -80,6 +80,8 @@ class Remote:
         try:
             with self._open(path, seconds=_SECONDS) as response:
                 found = json.load(response)
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"{self._address} broke off its answer: {error!r}") from error
         except json.JSONDecodeError as error:
             raise ValueError(f"{self._address}{path} is not what OpenAI's API answers") from error
         if not isinstance(found, dict):

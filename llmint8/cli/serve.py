@@ -26,7 +26,7 @@ def serve(
     slots: Annotated[
         int | None, typer.Option(help="How many; 8 on a CPU and 32 on a GPU by default, which is where it is best.")
     ] = None,
-    shutdown_seconds: Annotated[int, typer.Option(help="That answers have to end on SIGTERM.")] = 30,
+    shutdown_seconds: Annotated[int, typer.Option(help="On SIGTERM, until answers are cut off.")] = 20,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: DtypeOption = None,
     mode: ModeOption = None,

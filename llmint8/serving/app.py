@@ -1,6 +1,5 @@
 """The application: transformers' own, with one model, our engine, and what stands before it."""
 
-import asyncio
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,6 +13,7 @@ from llmint8.serving.engine import Engine
 from llmint8.serving.errors import handle_errors
 from llmint8.serving.gate import OPEN, Gate
 from llmint8.serving.handlers import ChatHandler, TextHandler
+from llmint8.serving.lifecycle import Lifecycle
 from llmint8.serving.model_manager import Int8ModelManager
 from llmint8.serving.prompts import Prompts
 from llmint8.serving.record import Record
@@ -43,8 +43,7 @@ def create_app(manager: Int8ModelManager, settings: Settings | None = None) -> F
         settings: Key and limits; none and the defaults if None.
 
     Returns:
-        An application with `state.engine`, `state.manager`, `state.stopping`, a flag that turns new requests down, and
-        `state.stopped`, an event that ends the connections of a page.
+        An application with `state.engine`, `state.manager` and `state.lifecycle`, by which a server ends it.
     """
     settings = settings or Settings()
     engine = Engine(manager.model, manager.tokenizer, slots=settings.slots, max_queue=settings.max_queue)
@@ -59,8 +58,8 @@ def create_app(manager: Int8ModelManager, settings: Settings | None = None) -> F
         if getattr(route, "path", "") == OPEN:
             route.methods.add("HEAD")  # type: ignore[attr-defined]  # what load balancers ask
     app.user_middleware.clear()  # it names requests, at a price for each token of a stream; the gate does that
-    app.state.engine, app.state.manager, app.state.stopping = engine, manager, False
-    app.state.stopped = asyncio.Event()
+    lifecycle = Lifecycle()
+    app.state.engine, app.state.manager, app.state.lifecycle = engine, manager, lifecycle
     counts = metrics.Metrics(engine, _PATHS)
 
     @app.get("/v1/models/{model:path}")
@@ -81,7 +80,7 @@ def create_app(manager: Int8ModelManager, settings: Settings | None = None) -> F
         request_log.write(record)
 
     handle_errors(app)
-    app.add_middleware(Gate, settings=settings, guarded=_is_guarded, is_stopping=lambda: app.state.stopping, done=done)
+    app.add_middleware(Gate, settings=settings, guarded=_is_guarded, lifecycle=lifecycle, done=done)
     return app
 
 

@@ -44,6 +44,11 @@ class APIError(Exception):
         return JSONResponse(self.body(), self.status, headers)
 
 
+def stopping() -> APIError:
+    """Returns the error of a server that stops."""
+    return APIError(503, "the server is stopping", code="stopping")
+
+
 def cut(text: str, most: int) -> str:
     """Returns a text, or its beginning if it is too long.
 

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmint8.serving.errors import APIError
+from llmint8.serving.errors import APIError, stopping
+from llmint8.serving.lifecycle import Lifecycle
 from llmint8.serving.record import Record, current
-from llmint8.serving.refusal import refuse
+from llmint8.serving.refusal import Body, refuse
 from llmint8.serving.settings import Settings
 
 OPEN = "/health"
@@ -27,7 +28,7 @@ class Gate:
         *,
         settings: Settings,
         guarded: Callable[[str], bool],
-        is_stopping: Callable[[], bool],
+        lifecycle: Lifecycle,
         done: Callable[[Record], None],
     ) -> None:
         """Wraps an application.
@@ -36,11 +37,11 @@ class Gate:
             app: What is behind.
             settings: Key and limits.
             guarded: Whether a path is of the API.
-            is_stopping: Whether the server takes no more requests.
+            lifecycle: Of the server.
             done: Called with each request of the API once it is over.
         """
         self.app, self.settings = app, settings
-        self._guarded, self._is_stopping, self._done = guarded, is_stopping, done
+        self._guarded, self._lifecycle, self._done = guarded, lifecycle, done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves a connection."""
@@ -57,16 +58,17 @@ class Gate:
                 message["headers"] = [*message["headers"], (b"x-request-id", record.id.encode())]
             await send(message)
 
-        token = current.set(record)
+        token, body = current.set(record), Body(receive)
         try:
-            try:
-                self._check(Headers(scope=scope), scope)
-                body = await self._read(receive, record)
-            except APIError as error:
-                await refuse(error, scope, receive, noted_send)
-                return
-            if not record.gone:
-                await self._serve(scope, body, receive, noted_send, record)
+            with self._lifecycle.request():
+                try:
+                    self._check(Headers(scope=scope), scope)
+                    content = await self._read(body, record)
+                except APIError as error:
+                    await refuse(error, body, noted_send)
+                    return
+                if not record.gone:
+                    await self._serve(scope, content, receive, noted_send, record)
         except Exception:
             record.status = 500
             raise
@@ -84,8 +86,8 @@ class Gate:
             if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
                 message = "wrong API key" if given else "no API key: send it as `Authorization: Bearer ...`"
                 raise APIError(401, message, code="invalid_api_key")
-        if self._is_stopping():
-            raise APIError(503, "the server is stopping", code="stopping")
+        if self._lifecycle.stopping:
+            raise stopping()
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length[:20]) > self.settings.max_body:
             raise self._too_large()
@@ -97,24 +99,24 @@ class Gate:
     def _too_large(self) -> APIError:
         return APIError(413, f"the body has more than {self.settings.max_body} bytes", code="body_too_large")
 
-    async def _read(self, receive: Receive, record: Record) -> bytes:
+    async def _read(self, body: Body, record: Record) -> bytes:
         """Reads the body, no more of it than is allowed."""
-        body = bytearray()
+        content = bytearray()
         try:
-            async with asyncio.timeout(_SECONDS_TO_SEND):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        record.hang_up()
-                        break
-                    body += message.get("body", b"")
-                    if len(body) > self.settings.max_body:
-                        raise self._too_large()
-                    if not message.get("more_body", False):
-                        break
+            async with asyncio.timeout(_SECONDS_TO_SEND) as limit:
+                with self._lifecycle.ends(limit):
+                    while not body.ended:
+                        message = await body.receive()
+                        if message["type"] == "http.disconnect":
+                            record.hang_up()
+                        content += message.get("body", b"")
+                        if len(content) > self.settings.max_body:
+                            raise self._too_large()
         except TimeoutError:
+            if self._lifecycle.stopped:
+                raise stopping() from None
             raise APIError(408, f"the body did not come within {_SECONDS_TO_SEND} s") from None
-        return bytes(body)
+        return bytes(content)
 
     async def _serve(self, scope: Scope, body: bytes, receive: Receive, send: Send, record: Record) -> None:
         """Calls what is behind, and cancels the answer as soon as the client hangs up."""

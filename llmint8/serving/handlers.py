@@ -16,7 +16,7 @@ from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.utils import BaseHandler, Modality
 
 from llmint8.serving.engine import Answer, Engine
-from llmint8.serving.errors import APIError, cut
+from llmint8.serving.errors import APIError, cut, stopping
 from llmint8.serving.model_manager import Int8ModelManager
 from llmint8.serving.prompts import Prompts, most_characters, refusals
 from llmint8.serving.record import Record, current
@@ -154,8 +154,8 @@ class _Handler(BaseHandler):
             text = "".join([piece async for piece in stream])
         finally:
             answer.cancel()  # does nothing to one that is over
-        if answer.finish_reason == "error":
-            raise APIError(500, "the answer could not be generated; the log of the server says why")
+        if (fault := _fault(answer)) is not None:
+            raise fault
         return JSONResponse(self._completion(request_id, text, answer))
 
     async def _events(self, answer: Answer, stream: Stream, request_id: str, usage: bool) -> AsyncIterator[str]:
@@ -164,9 +164,8 @@ class _Handler(BaseHandler):
                 yield event
             async for piece in stream:
                 yield self._chunk(request_id, piece, None)
-            if answer.finish_reason == "error":
-                error = APIError(500, "the answer could not be generated; the log of the server says why")
-                yield self.chunk_to_sse(json.dumps(error.body()))
+            if (fault := _fault(answer)) is not None:
+                yield self.chunk_to_sse(json.dumps(fault.body()))
                 return
             yield self._chunk(request_id, "", _finish_reason(answer))
             if usage:
@@ -288,8 +287,14 @@ class TextHandler(_Handler, CompletionHandler):
         return completion.model_dump(exclude_none=True)
 
 
+def _fault(answer: Answer) -> APIError | None:
+    """Why an answer is not complete; those of clients that have hung up nobody reads."""
+    if answer.finish_reason == "error":
+        return APIError(500, "the answer could not be generated; the log of the server says why")
+    return stopping() if answer.finish_reason == "cancelled" else None
+
+
 def _finish_reason(answer: Answer) -> str:
-    """Of an answer that was cancelled, nobody reads it but those that shutting down cuts off."""
     return "stop" if answer.finish_reason == "stop" else "length"
 
 

@@ -1,13 +1,13 @@
 """What stands before the page: no uploads, which Gradio takes from everybody, and an end to what a page keeps open."""
 
 import asyncio
-import contextlib
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmint8.serving.errors import APIError
-from llmint8.serving.refusal import refuse
+from llmint8.serving.lifecycle import Lifecycle
+from llmint8.serving.refusal import Body, refuse
 
 PATH = "/ui"
 _LOGIN = f"{PATH}/login"
@@ -16,15 +16,15 @@ _LOGIN = f"{PATH}/login"
 class PageGate:
     """Middleware (ASGI) for the paths of the page; others pass as they are."""
 
-    def __init__(self, app: ASGIApp, *, max_body: int, stopped: asyncio.Event) -> None:
+    def __init__(self, app: ASGIApp, *, max_body: int, lifecycle: Lifecycle) -> None:
         """Wraps an application.
 
         Args:
             app: What is behind.
             max_body: Most bytes of a request.
-            stopped: Set when connections are to end: an open page listens for events for ever.
+            lifecycle: Of the server.
         """
-        self.app, self.max_body, self._stopped = app, max_body, stopped
+        self.app, self.max_body, self._lifecycle = app, max_body, lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves a connection."""
@@ -33,7 +33,7 @@ class PageGate:
             return
         error = self._error(scope["path"], Headers(scope=scope))
         if error is not None:
-            await refuse(error, scope, receive, send)
+            await refuse(error, Body(receive), send)
             return
         await self._serve(scope, receive, send)
 
@@ -50,29 +50,25 @@ class PageGate:
         return None
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Calls what is behind until it has answered or connections are to end."""
-        begun = ended = False
+        """Calls what is behind; a stream of events ends when the server stops, since an open page listens for ever."""
+        ended = False
 
         async def noted_send(message: Message) -> None:
-            nonlocal begun, ended
-            begun = True
-            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+            nonlocal ended
             await send(message)
+            if message["type"] == "http.response.start":
+                if Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream"):
+                    self._lifecycle.watch(limit)
+            else:
+                ended = not message.get("more_body", False)
 
-        answering = asyncio.ensure_future(self.app(scope, receive, noted_send))
-        stopping = asyncio.ensure_future(self._stopped.wait())
         try:
-            await asyncio.wait((answering, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                await answering
-                return
+            async with asyncio.timeout(None) as limit:
+                await self.app(scope, receive, noted_send)
+        except TimeoutError:
+            if not limit.expired():
+                raise
         finally:
-            stopping.cancel()
-            if not answering.done():
-                answering.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await answering
-        if begun and not ended:
+            self._lifecycle.forget(limit)
+        if limit.expired() and not ended:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        elif not begun:
-            await APIError(503, "the server is stopping", code="stopping").response()(scope, receive, send)

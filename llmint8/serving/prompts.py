@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llmint8.serving.engine import ClosedError, Engine, QueueFullError
-from llmint8.serving.errors import APIError
+from llmint8.serving.errors import APIError, stopping
 
 _AT_A_TIME = 2
 # Parts of tokenizers that leave no character of a text out.
@@ -63,7 +63,7 @@ def refusals(engine: Engine) -> Iterator[None]:
         message = f"{engine.max_queue} requests wait already; try again later"
         raise APIError(429, message, code="queue_full", retry_after=1) from error
     except ClosedError as error:
-        raise APIError(503, "the server is stopping", code="stopping") from error
+        raise stopping() from error
 
 
 def most_characters(tokenizer: Any) -> int | None:

@@ -3,39 +3,50 @@
 import asyncio
 import contextlib
 
-from starlette.datastructures import Headers
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Send
 
 from llmint8.serving.errors import APIError
 
-# Most of a body that is read to no end, and for how long.
-_MOST_BYTES, _MOST_SECONDS = 64 << 20, 10.0
+# For how long, and how much of a body is read and dropped.
+_MOST_SECONDS, _MOST_BYTES = 2.0, 64 << 20
 
 
-async def refuse(error: APIError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Drops what is left of the body, sends the error and closes the connection.
+class Body:
+    """The body of a request, of which is known whether there is more to come."""
+
+    def __init__(self, receive: Receive) -> None:
+        """Nothing has been read.
+
+        Args:
+            receive: Of the request.
+        """
+        self._receive = receive
+        self.ended = False
+
+    async def receive(self) -> Message:
+        """Returns the next message: a piece of the body, or that the client has hung up."""
+        message = await self._receive()
+        self.ended = not message.get("more_body", False)
+        return message
+
+
+async def refuse(error: APIError, body: Body, send: Send) -> None:
+    """Sends an error, drops what still comes of the body for a moment, and closes the connection.
 
     A connection that is closed with something unread is reset, and then the client may never see the error.
 
     Args:
         error: What was wrong.
-        scope: Of the request.
-        receive: Of the request.
+        body: Of the request.
         send: Of the request.
     """
-    if "expect" not in Headers(scope=scope):  # `100-continue`: the client sends nothing before it is told to
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_MOST_SECONDS):
-                await _drop_body(receive)
     response = error.response()
     response.headers["connection"] = "close"  # there may be more
-    await response(scope, receive, send)
-
-
-async def _drop_body(receive: Receive) -> None:
-    dropped = 0
-    while dropped < _MOST_BYTES:
-        message = await receive()
-        dropped += len(message.get("body", b""))
-        if not message.get("more_body", False):  # the end, or the client has hung up
-            return
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})  # the connection stays
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_MOST_SECONDS):
+            dropped = 0
+            while not body.ended and dropped < _MOST_BYTES:
+                dropped += len((await body.receive()).get("body", b""))
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

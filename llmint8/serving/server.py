@@ -1,6 +1,7 @@
 """The process that serves: uvicorn, which tells when it is ready and lets answers end when it is told to stop."""
 
 import asyncio
+import logging
 import socket
 import time
 from types import FrameType
@@ -9,7 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 _BACKLOG = 2048  # connections that wait while the model is loaded
-_SECONDS_TO_SEND = 5  # what is left of an answer that was cut off
+_SECONDS_TO_SEND = 5  # to clients that are slow to read it, what was cut off
 _SECONDS_OF_PAGE = 0.5  # to show the end of an answer
 
 
@@ -24,12 +25,9 @@ class Server(uvicorn.Server):
             shutdown_seconds: That answers have to end.
             ready: A line to print once requests are taken.
         """
-        most = shutdown_seconds + _SECONDS_TO_SEND
-        config = uvicorn.Config(
-            app, log_level="error", access_log=False, timeout_graceful_shutdown=most, server_header=False
-        )
-        super().__init__(config)
-        self._app, self._ready, self._seconds = app, ready, shutdown_seconds
+        super().__init__(uvicorn.Config(app, log_level="error", access_log=False, server_header=False))
+        self._engine, self._lifecycle = app.state.engine, app.state.lifecycle
+        self._ready, self._seconds = ready, shutdown_seconds
         self._hurries = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -39,28 +37,37 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Listens no more, and waits until all connections have ended."""
-        ending = asyncio.create_task(self._end_answers())
+        ending = asyncio.create_task(self._end())
         await super().shutdown(sockets)
         ending.cancel()
 
-    async def _end_answers(self) -> None:
-        """Lets answers end, cuts off those that take too long, and ends what a page keeps open besides."""
-        engine, end = self._app.state.engine, time.monotonic() + self._seconds
-        while (engine.running or engine.waiting) and not self._hurries and time.monotonic() < end:
+    async def _end(self) -> None:
+        """Gives requests their time, cuts off those that need more, and then ends what is open besides."""
+        end = time.monotonic() + self._seconds
+        while self._lifecycle.in_flight and not self._hurries and time.monotonic() < end:
             await asyncio.sleep(0.05)
-        if engine.running or engine.waiting:
-            engine.close(seconds=0)
+        if self._lifecycle.in_flight:
+            self._engine.close(seconds=0)
         await asyncio.sleep(_SECONDS_OF_PAGE)
-        self._app.state.stopped.set()
+        self._lifecycle.stop()
+        await asyncio.sleep(_SECONDS_TO_SEND)
+        self._force()
+
+    def _force(self) -> None:
+        """Ends also what does not let itself be ended, without a traceback for each."""
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        self.force_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begins to stop; told so again, cuts off answers."""
-        if self._app.state.stopping and not self._hurries:
+        """Begins to stop; told so again, cuts off answers; told so once more, waits for nothing."""
+        if not self._lifecycle.stopping:
+            self._lifecycle.stopping = True
+            super().handle_exit(sig, frame)
+            self._captured_signals.clear()  # uvicorn would raise them again at the end, for a status that is not 0
+        elif not self._hurries:
             self._hurries = True
-            return
-        self._app.state.stopping = True
-        super().handle_exit(sig, frame)
-        self._captured_signals.clear()  # uvicorn would raise them again at the end, for a status that is not 0
+        else:
+            self._force()
 
 
 def bind(host: str, port: int) -> socket.socket:

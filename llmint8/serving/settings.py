@@ -23,7 +23,7 @@ class Settings:
     max_queue: int = 128
     max_body: int = 1 << 20
     slots: int | None = None
-    shutdown_seconds: int = 30
+    shutdown_seconds: int = 20
 
     def __post_init__(self) -> None:
         """Checks the limits.

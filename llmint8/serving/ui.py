@@ -62,7 +62,7 @@ def mount(app: FastAPI, info: dict[str, Any], address: str, settings: Settings) 
     def to_page() -> RedirectResponse:
         return RedirectResponse(PATH.lstrip("/"))
 
-    app.add_middleware(PageGate, max_body=settings.max_body, stopped=app.state.stopped)
+    app.add_middleware(PageGate, max_body=settings.max_body, lifecycle=app.state.lifecycle)
     theme = gradio.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"])
     return gradio.mount_gradio_app(
         app,

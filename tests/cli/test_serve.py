@@ -83,14 +83,13 @@ def test_neither_an_open_page_nor_a_long_answer_keeps_it_from_stopping() -> None
             next(lines)
             process.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line]
-            assert rest[-1] == "data: [DONE]"
-            assert '"finish_reason":"length"' in rest[-2]
+            assert '"code": "stopping"' in rest[-1]
             for _ in events.iter_bytes():  # until it ends
                 pass
-        assert process.wait(4) == 0
+        assert process.wait(30) == 0
         errors = errors_of(process)
     assert errors.count("\n") == 1, errors
-    assert '"path": "/v1/completions"' in errors
+    assert '"finish_reason": "cancelled"' in errors
 
 
 def test_a_checkpoint_that_is_int8_already_is_served_as_it_is(smollm2: Path, tmp_path: Path) -> None:

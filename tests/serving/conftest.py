@@ -24,6 +24,7 @@ class Running:
 
     app: FastAPI
     url: str
+    server: Server
 
     @property
     def client(self) -> openai.OpenAI:
@@ -57,10 +58,11 @@ def running(manager: Int8ModelManager, settings: Settings, ui: bool = False) -> 
     assert ready.wait(30)
     assert server.started
     try:
-        yield Running(app, address)
+        yield Running(app, address, server)
     finally:
         server.should_exit = True
         thread.join(30)
+        assert not thread.is_alive()
         app.state.engine.close()
 
 

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmint8.serving import gate
+
 KEY = "a secret"
 MESSAGES = [{"role": "user", "content": "Hi"}]
 JSON = {"content-type": "application/json"}
@@ -135,9 +137,31 @@ def test_a_body_that_is_still_being_sent_does_not_hide_the_error(server: Any) ->
             connection.sendall(b" " * 100_000)
             time.sleep(0.01)
         assert b"413" in connection.recv(1000).split(b"\r\n")[0]
-    with socket.create_connection((host, int(port)), timeout=5) as connection:  # waits to be told to go on
-        connection.sendall(f"{head}Content-Length: 3000000\r\nExpect: 100-continue\r\n\r\n".encode())
+    for expect in ("", "Expect: 100-continue\r\n"):  # it is told at once, and without being asked to go on
+        start = time.monotonic()
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(f"{head}{expect}Content-Length: 3000000\r\n\r\n".encode())
+            assert b"413" in connection.recv(1000).split(b"\r\n")[0]
+        assert time.monotonic() - start < 2  # for which the server would listen
+    with socket.create_connection((host, int(port)), timeout=10) as connection:  # told to go on, and then refused
+        kind = "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+        connection.sendall(f"{head}{kind}".encode())
+        assert b"100" in connection.recv(1000)
+        for _ in range(30):
+            connection.sendall(b"%x\r\n%s\r\n" % (100_000, b" " * 100_000))
+            time.sleep(0.01)
         assert b"413" in connection.recv(1000).split(b"\r\n")[0]
+
+
+def test_a_body_that_does_not_come(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "_SECONDS_TO_SEND", 0.2)
+    start = time.monotonic()
+    host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n"
+        connection.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 10\r\n\r\n".encode())
+        assert b"408" in connection.recv(1000).split(b"\r\n")[0]
+    assert time.monotonic() - start < 2
 
 
 def test_what_is_not_http(server: Any) -> None:

@@ -81,11 +81,11 @@ def test_a_full_queue_is_429_and_one_who_hangs_up_leaves_it(make_server: Callabl
 
 def test_a_server_that_stops_takes_no_more(make_server: Callable[..., Any]) -> None:
     server = make_server()
-    server.app.state.stopping = True
+    server.app.state.lifecycle.stopping = True
     response = httpx.post(f"{server.url}/completions", json=STORY, headers=HEADERS)
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "stopping"
-    server.app.state.stopping = False
+    server.app.state.lifecycle.stopping = False
     server.app.state.engine.close()
     response = httpx.post(f"{server.url}/completions", json=STORY, headers=HEADERS)
     assert response.status_code == 503

@@ -79,7 +79,7 @@ class Page:
         """Asks, and returns the place of the answer among all answers."""
         place = len(self.answers())
         box = "#question textarea"
-        self.on_first(box, lambda found: found.send_keys(question))
+        self.on_first(box, lambda found: (found.clear(), found.send_keys(question)))  # again, if it was replaced
         wait_for(lambda: [found for found in self.shown(box) if found.get_attribute("value") == question])
         self.on_first(box, lambda found: found.send_keys(ENTER))
         return place
