@@ -136,7 +136,7 @@ class Engine:
         self._thread.start()
 
     def _can_batch(self) -> bool:
-        fault: str | None = "its attention, or what it remembers, is not of a kind that can be batched"
+        fault: str | None = "its attention, its positions or what it remembers are not of a kind that can be batched"
         if ragged_batch.can_batch(self.model):
             fault = probe.find_fault(self.model, self._cache_name)
         if fault is not None:

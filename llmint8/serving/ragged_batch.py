@@ -161,11 +161,19 @@ def can_batch(model: nn.Module) -> bool:
     config: Any = model.config
     if config._attn_implementation != "sdpa" or getattr(model, "_is_stateful", False):
         return False
+    if any("dynamic" in kind or kind == "longrope" for kind in _rope_types(model)):
+        return False  # their frequencies are those of the longest sequence, for all of a batch
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None)
     if "chunked_attention" in kinds if kinds else getattr(text, "attention_chunk_size", None) is not None:
         return False  # such a mask begins anew in the middle of a sequence, and here is none
     return _has_layers(text, DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def _rope_types(model: nn.Module) -> set[str]:
+    """The kinds of rotary embeddings in a model; some have one for each kind of layer."""
+    found = [getattr(module, "rope_type", None) for module in model.modules()]
+    return {kind for each in found for kind in (each.values() if isinstance(each, dict) else [each]) if kind}
 
 
 def can_read_pieces(model: nn.Module) -> bool:

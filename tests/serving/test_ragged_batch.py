@@ -167,6 +167,17 @@ def test_chunked_attention_is_decoded_alone() -> None:
     assert not ragged_batch.can_batch(transformers.Llama4ForCausalLM(config))
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_frequencies_that_depend_on_the_longest_sequence_are_decoded_alone(kind: str) -> None:
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 10_000.0, "factor": 2.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "original_max_position_embeddings": 64}
+    assert ragged_batch.can_batch(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)))
+    assert not ragged_batch.can_batch(
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, rope_parameters=rope))
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_probe_finds_what_a_configuration_does_not_tell(dtype: torch.dtype) -> None:
     ragged_batch.enable()
