@@ -122,6 +122,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: b
 
     Returns:
         [batch, M, heads, depth], dtype of `query`; sums and softmax are fp32.
+
+    Raises:
+        ValueError: Causal, with M greater than S.
     """
     return torch.ops.llmint8.attention(query, key, value, scale, causal)
 
@@ -353,6 +356,8 @@ def _(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _attention_reference(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool) -> Tensor:
     queries, keys = query.shape[2], key.shape[2]
+    if causal and queries > keys:
+        raise ValueError(f"causal attention needs a key for each query, got {keys} for {queries}")
     seen = causal_mask(query, keys) if causal and queries != keys else None
     y = torch.nn.functional.scaled_dot_product_attention(
         query,

@@ -39,10 +39,11 @@ class Conversation:
 
         Raises:
             OSError: The file exists already, or cannot be written.
+            ValueError: There is text that is not Unicode.
         """
-        text = json.dumps(self.messages, ensure_ascii=False, indent=1)
-        with path.open("x", encoding="utf-8") as stream:
-            stream.write(text)
+        content = json.dumps(self.messages, ensure_ascii=False, indent=1).encode()
+        with path.open("xb") as stream:
+            stream.write(content)
 
 
 def _message(role: str, content: str) -> Message:

@@ -48,9 +48,9 @@ def create_app(manager: Int8ModelManager, settings: Settings | None = None) -> F
     settings = settings or Settings()
     engine = Engine(manager.model, manager.tokenizer, slots=settings.slots, max_queue=settings.max_queue)
     state = _State(engine)
-    prompts = Prompts(engine)
-    chat = ChatHandler(manager, state, engine, settings, prompts)
-    text = TextHandler(manager, state, engine, settings, prompts)
+    prompts, lifecycle = Prompts(engine), Lifecycle()
+    chat = ChatHandler(manager, state, engine, settings, prompts, lifecycle)
+    text = TextHandler(manager, state, engine, settings, prompts, lifecycle)
     none: Any = None  # of endpoints whose routes are taken out
     app: FastAPI = build_server(manager, chat, text, none, none, none, state)
     app.router.routes[:] = [route for route in app.routes if getattr(route, "path", "") in _OF_TRANSFORMERS]
@@ -58,7 +58,6 @@ def create_app(manager: Int8ModelManager, settings: Settings | None = None) -> F
         if getattr(route, "path", "") == OPEN:
             route.methods.add("HEAD")  # type: ignore[attr-defined]  # what load balancers ask
     app.user_middleware.clear()  # it names requests, at a price for each token of a stream; the gate does that
-    lifecycle = Lifecycle()
     app.state.engine, app.state.manager, app.state.lifecycle = engine, manager, lifecycle
     counts = metrics.Metrics(engine, _PATHS)
 
@@ -108,6 +107,7 @@ def info(manager: Int8ModelManager, engine: Engine, settings: Settings) -> dict[
         "unquantized_weights_bytes": unquantized,
         "continuous_batching": engine.slots > 1,
         "slots": engine.slots,
+        "tokens_read_at_a_time": engine.piece,
         "running": engine.running,
         "waiting": engine.waiting,
         "temperature": (generation.temperature or 1.0) if generation.do_sample else 0.0,

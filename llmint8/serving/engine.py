@@ -9,7 +9,6 @@ decoding steps take so few rows that int8 layers do not quantize them. So a sequ
 import contextlib
 import functools
 import inspect
-import sys
 import threading
 import time
 from collections import deque
@@ -92,7 +91,13 @@ class Answer:
 
 
 class Engine:
-    """One thread that generates the answers of one model."""
+    """One thread that generates the answers of one model.
+
+    Attributes:
+        slots: Answers that are generated at the same time.
+        piece: Most tokens of a prompt that are read at once; None for all of them.
+        max_queue: Requests that may wait for a place.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, *, slots: int | None = None, max_queue: int = 64) -> None:
         """Starts the thread.
@@ -124,8 +129,10 @@ class Engine:
         ragged_batch.enable()
         self.slots = slots if slots == 1 or self._can_batch() else 1
         piece = _PIECE_CPU if model.device.type == "cpu" else _PIECE_GPU
-        in_pieces = self.slots > 1 and probe.reads_pieces(model, self._cache_name)
-        self._piece = piece if in_pieces else sys.maxsize
+        self.piece = piece if self.slots > 1 and probe.reads_pieces(model, self._cache_name) else None
+        if self.slots > 1 and self.piece is None:
+            name = type(model).__name__
+            logger.warning("llmint8: answers wait while a long prompt is read, since %s reads none in pieces", name)
         self._lock = threading.Condition()
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
@@ -246,9 +253,9 @@ class Engine:
             yield
 
     def _turn(self) -> bool:
-        """Reads a piece of the prompt of one who waits, if there is a place, and takes one step with all others.
+        """Gives those who wait the places there are, reads a piece of one prompt, and takes a step with all others.
 
-        One piece a turn, so that those who are answered already wait for no more.
+        One piece a turn, so that those who are answered already wait for no more; prompts take turns.
 
         Returns:
             Whether there is more to do.
@@ -260,9 +267,11 @@ class Engine:
             for answer in [a for a in self._running if a.cancelled]:
                 self._finish(answer, "cancelled")
             self._running = [a for a in self._running if a.finish_reason is None]
+            while self._waiting and len(self._running) < self.slots:
+                self._running.append(self._waiting.popleft())
             unread = next((a for a in self._running if not a.is_read), None)
-            if unread is None and self._waiting and len(self._running) < self.slots:
-                unread = self._waiting.popleft()
+            if unread is not None:  # to the end: each has its turn before this one has the next
+                self._running.remove(unread)
                 self._running.append(unread)
         if unread is not None:
             self._attempt([unread], self._read)
@@ -292,7 +301,8 @@ class Engine:
         """Reads a piece of the prompt of one answer; after the last one, chooses its first token."""
         (answer,) = answers
         first, device = answer.read, self.model.device
-        tokens = torch.tensor([answer.prompt[first : first + self._piece]], device=device)
+        last = len(answer.prompt) if self.piece is None else first + self.piece
+        tokens = torch.tensor([answer.prompt[first:last]], device=device)
         options: dict[str, Any] = dict(self._of_a_prompt)
         if first == 0:
             answer.sampler = answer.make_sampler()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import uuid
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmint8.serving.errors import APIError, stopping
-from llmint8.serving.lifecycle import Lifecycle
+from llmint8.serving.lifecycle import Lifecycle, expire
 from llmint8.serving.record import Record, current
 from llmint8.serving.refusal import Body, refuse
 from llmint8.serving.settings import Settings
@@ -104,7 +105,7 @@ class Gate:
         content = bytearray()
         try:
             async with asyncio.timeout(_SECONDS_TO_SEND) as limit:
-                with self._lifecycle.ends(limit):
+                with self._lifecycle.ends(functools.partial(expire, limit)):
                     while not body.ended:
                         message = await body.receive()
                         if message["type"] == "http.disconnect":

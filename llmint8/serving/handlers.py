@@ -17,6 +17,7 @@ from transformers.cli.serving.utils import BaseHandler, Modality
 
 from llmint8.serving.engine import Answer, Engine
 from llmint8.serving.errors import APIError, cut, stopping
+from llmint8.serving.lifecycle import Lifecycle
 from llmint8.serving.model_manager import Int8ModelManager
 from llmint8.serving.prompts import Prompts, most_characters, refusals
 from llmint8.serving.record import Record, current
@@ -29,7 +30,7 @@ _DONE = "data: [DONE]\n\n"
 
 
 class Stream:
-    """The pieces of text of an answer, as they are generated."""
+    """The pieces of text of an answer, as they are generated, until it is over or is ended."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -40,6 +41,10 @@ class Stream:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
 
+    def end(self) -> None:
+        """Ends it, though the answer is not over: the engine may be in the middle of a long step."""
+        self._pieces.put_nowait(None)
+
     async def __aiter__(self) -> AsyncIterator[str]:
         """Yields the pieces; several that are there already as one."""
         while True:
@@ -48,7 +53,7 @@ class Stream:
                 found.append(self._pieces.get_nowait())
             if text := "".join(piece for piece in found if piece):
                 yield text
-            if found[-1] is None:
+            if None in found:
                 return
 
 
@@ -65,8 +70,10 @@ class _Handler(BaseHandler):
         engine: Engine,
         settings: Settings,
         prompts: Prompts,
+        lifecycle: Lifecycle,
     ) -> None:
         super().__init__(model_manager, generation_state)
+        self.lifecycle = lifecycle
         self.engine, self.settings, self.prompts = engine, settings, prompts
         config = model_manager.model.config.get_text_config(decoder=True)
         self.context: int | None = getattr(config, "max_position_embeddings", None)
@@ -151,7 +158,8 @@ class _Handler(BaseHandler):
             usage = request.stream_options is not None and bool(request.stream_options.include_usage)
             return StreamingResponse(self._events(answer, stream, request_id, usage), media_type="text/event-stream")
         try:
-            text = "".join([piece async for piece in stream])
+            with self.lifecycle.ends(stream.end):
+                text = "".join([piece async for piece in stream])
         finally:
             answer.cancel()  # does nothing to one that is over
         if (fault := _fault(answer)) is not None:
@@ -162,8 +170,9 @@ class _Handler(BaseHandler):
         try:
             for event in self._first(request_id):
                 yield event
-            async for piece in stream:
-                yield self._chunk(request_id, piece, None)
+            with self.lifecycle.ends(stream.end):
+                async for piece in stream:
+                    yield self._chunk(request_id, piece, None)
             if (fault := _fault(answer)) is not None:
                 yield self.chunk_to_sse(json.dumps(fault.body()))
                 return
@@ -291,7 +300,7 @@ def _fault(answer: Answer) -> APIError | None:
     """Why an answer is not complete; those of clients that have hung up nobody reads."""
     if answer.finish_reason == "error":
         return APIError(500, "the answer could not be generated; the log of the server says why")
-    return stopping() if answer.finish_reason == "cancelled" else None
+    return stopping() if answer.finish_reason in ("cancelled", None) else None
 
 
 def _finish_reason(answer: Answer) -> str:

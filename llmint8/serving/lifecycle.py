@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 class Lifecycle:
@@ -18,7 +18,7 @@ class Lifecycle:
         """A server that runs."""
         self.stopping = self.stopped = False
         self.in_flight = 0
-        self._limits: set[asyncio.Timeout] = set()
+        self._ends: list[Callable[[], None]] = []
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
@@ -30,41 +30,32 @@ class Lifecycle:
             self.in_flight -= 1
 
     @contextlib.contextmanager
-    def ends(self, limit: asyncio.Timeout) -> Iterator[None]:
-        """Has a time limit expire when the server stops, as long as the context lasts.
+    def ends(self, end: Callable[[], None]) -> Iterator[None]:
+        """Has something ended when the server stops, as long as the context lasts; at once if it has stopped.
 
         Args:
-            limit: Of `asyncio.timeout`, entered.
+            end: Ends it; called in the thread of the event loop.
         """
-        self.watch(limit)
+        self._ends.append(end)
         try:
+            if self.stopped:
+                end()
             yield
         finally:
-            self.forget(limit)
-
-    def watch(self, limit: asyncio.Timeout) -> None:
-        """As `ends`, until `forget`.
-
-        Args:
-            limit: Of `asyncio.timeout`, entered.
-        """
-        self._limits.add(limit)
-        if self.stopped:
-            self._expire(limit)
-
-    def forget(self, limit: asyncio.Timeout) -> None:
-        """Takes `watch` back; does nothing where there was none.
-
-        Args:
-            limit: Of `asyncio.timeout`.
-        """
-        self._limits.discard(limit)
+            self._ends.remove(end)
 
     def stop(self) -> None:
         """Ends what is open."""
         self.stopped = True
-        for limit in self._limits:
-            self._expire(limit)
+        for end in self._ends.copy():
+            end()
 
-    def _expire(self, limit: asyncio.Timeout) -> None:
+
+def expire(limit: asyncio.Timeout) -> None:
+    """Has a time limit expire now.
+
+    Args:
+        limit: Of `asyncio.timeout`, entered.
+    """
+    if not limit.expired():  # as it may have just now
         limit.reschedule(asyncio.get_running_loop().time())

@@ -1,12 +1,14 @@
 """What stands before the page: no uploads, which Gradio takes from everybody, and an end to what a page keeps open."""
 
 import asyncio
+import contextlib
+import functools
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmint8.serving.errors import APIError
-from llmint8.serving.lifecycle import Lifecycle
+from llmint8.serving.lifecycle import Lifecycle, expire
 from llmint8.serving.refusal import Body, refuse
 
 PATH = "/ui"
@@ -58,17 +60,16 @@ class PageGate:
             await send(message)
             if message["type"] == "http.response.start":
                 if Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream"):
-                    self._lifecycle.watch(limit)
+                    until_the_end.enter_context(self._lifecycle.ends(functools.partial(expire, limit)))
             else:
                 ended = not message.get("more_body", False)
 
         try:
-            async with asyncio.timeout(None) as limit:
-                await self.app(scope, receive, noted_send)
+            with contextlib.ExitStack() as until_the_end:
+                async with asyncio.timeout(None) as limit:
+                    await self.app(scope, receive, noted_send)
         except TimeoutError:
             if not limit.expired():
                 raise
-        finally:
-            self._lifecycle.forget(limit)
         if limit.expired() and not ended:
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -130,6 +130,8 @@ def _taking_lists(attention: Callable[..., Any]) -> Callable[..., Any]:
             return attention(module, query, key, value, attention_mask, *args, **kwargs)
         rows = zip(query.split(1), key, value, strict=True)
         scale, pieces = kwargs.get("scaling"), query.shape[2] > 1
+        if pieces and attention_mask is not None:
+            raise ValueError("the model has a mask of its own, which pieces of a prompt would not heed")
         if scale is None or args or not _is_native(module, query, key[0], value[0], kwargs):
             mask = ops.causal_mask(query, key[0].shape[2]) if pieces else None
             return torch.cat([attention(module, *row, mask, *args, **kwargs)[0] for row in rows]), None

@@ -7,8 +7,8 @@ from starlette.types import Message, Receive, Send
 
 from llmint8.serving.errors import APIError
 
-# For how long, and how much of a body is read and dropped.
-_MOST_SECONDS, _MOST_BYTES = 2.0, 64 << 20
+# Most of a body that is read and dropped: for how long, without any of it coming and in all, and how much.
+_PAUSE, _MOST_SECONDS, _MOST_BYTES = 2.0, 10.0, 64 << 20
 
 
 class Body:
@@ -48,5 +48,6 @@ async def refuse(error: APIError, body: Body, send: Send) -> None:
         async with asyncio.timeout(_MOST_SECONDS):
             dropped = 0
             while not body.ended and dropped < _MOST_BYTES:
-                dropped += len((await body.receive()).get("body", b""))
+                async with asyncio.timeout(_PAUSE):
+                    dropped += len((await body.receive()).get("body", b""))
     await send({"type": "http.response.body", "body": b"", "more_body": False})

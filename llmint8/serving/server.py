@@ -9,6 +9,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+logger = logging.getLogger(__name__)
 _BACKLOG = 2048  # connections that wait while the model is loaded
 _SECONDS_TO_SEND = 5  # to clients that are slow to read it, what was cut off
 _SECONDS_OF_PAGE = 0.5  # to show the end of an answer
@@ -29,9 +30,11 @@ class Server(uvicorn.Server):
         self._engine, self._lifecycle = app.state.engine, app.state.lifecycle
         self._ready, self._seconds = ready, shutdown_seconds
         self._hurries = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to listen, and says so."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         print(self._ready, flush=True)
 
@@ -42,6 +45,15 @@ class Server(uvicorn.Server):
         ending.cancel()
 
     async def _end(self) -> None:
+        """Lets go of what is open, or forces it."""
+        try:
+            await self._let_go()
+            await asyncio.sleep(_SECONDS_TO_SEND)
+        except Exception:
+            logger.exception("the server could not end in order")
+        self._force()
+
+    async def _let_go(self) -> None:
         """Gives requests their time, cuts off those that need more, and then ends what is open besides."""
         end = time.monotonic() + self._seconds
         while self._lifecycle.in_flight and not self._hurries and time.monotonic() < end:
@@ -50,13 +62,13 @@ class Server(uvicorn.Server):
             self._engine.close(seconds=0)
         await asyncio.sleep(_SECONDS_OF_PAGE)
         self._lifecycle.stop()
-        await asyncio.sleep(_SECONDS_TO_SEND)
-        self._force()
 
     def _force(self) -> None:
         """Ends also what does not let itself be ended, without a traceback for each."""
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self.force_exit = True
+        for connection in list(self.server_state.connections):  # uvicorn waits for them, from Python 3.12 on
+            connection.transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins to stop; told so again, cuts off answers; told so once more, waits for nothing."""
@@ -66,8 +78,8 @@ class Server(uvicorn.Server):
             self._captured_signals.clear()  # uvicorn would raise them again at the end, for a status that is not 0
         elif not self._hurries:
             self._hurries = True
-        else:
-            self._force()
+        elif self._loop is not None:
+            self._loop.call_soon_threadsafe(self._force)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -3,6 +3,7 @@
 import copy
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,7 +41,7 @@ def wait(answer: Answer, pieces: "queue.Queue[str | None]") -> Answer:
 @pytest.mark.parametrize("options", [{}, {"seed": 3}])
 def test_an_answer_is_the_same_in_any_company(engine: Engine, options: dict[str, Any], piece: int | None) -> None:
     """More answers than rows in a step, of different lengths, that come and go."""
-    engine._piece = piece or engine._piece
+    engine.piece = piece or engine.piece
     alone = [wait(*submit(engine, prompt, 6 + 5 * i, **options)).tokens for i, prompt in enumerate(PROMPTS)]
     together = [submit(engine, prompt, 6 + 5 * i, **options) for _ in range(3) for i, prompt in enumerate(PROMPTS)]
     assert [wait(*pair).tokens for pair in together] == alone * 3
@@ -61,7 +62,7 @@ def test_others_go_on_while_a_long_prompt_is_read(engine: Engine, monkeypatch: p
         events.append((answers[0], short.finish_reason))
         read(answers)
 
-    engine._piece = 5
+    engine.piece = 5
     short, pieces = submit(engine, PROMPTS[0], 20)
     pieces.get(timeout=60)
     monkeypatch.setattr(engine, "_read", noted)
@@ -74,8 +75,19 @@ def test_others_go_on_while_a_long_prompt_is_read(engine: Engine, monkeypatch: p
     assert long.finish_reason == "length"
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one(engine: Engine) -> None:
+    engine.piece = 5
+    long, long_pieces = submit(engine, " a" * 400, 2)
+    while not long.read:
+        time.sleep(0.001)
+    short = wait(*submit(engine, PROMPTS[1], 2))
+    assert not long.is_read
+    assert short.finish_reason == "length"
+    wait(long, long_pieces)
+
+
 def test_a_prompt_is_read_no_further_once_it_is_cancelled(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, engine._piece = engine._read, 5
+    read, engine.piece = engine._read, 5
 
     def cancelling(answers: list[Answer]) -> None:
         read(answers)

@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,3 +103,24 @@ def test_told_a_third_time_it_waits_for_nothing(make_server: Callable[..., Any])
             start = told_to_stop(server)
         all_of(connection)
         assert time.monotonic() - start < 1
+
+
+def test_an_engine_in_the_middle_of_a_long_step_does_not_hold_it(
+    make_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, body = make_server(), json.dumps(ENDLESS).encode()
+    reading = threading.Event()
+
+    def read(_: Any) -> None:
+        reading.set()
+        time.sleep(3)
+
+    monkeypatch.setattr(server.app.state.engine, "_read", read)
+    with connected(server, f"Authorization: Bearer a secret\r\nContent-Length: {len(body)}\r\n") as connection:
+        connection.sendall(body)
+        assert reading.wait(20)
+        told_to_stop(server)
+        start = told_to_stop(server)
+        answer = all_of(connection)
+    assert time.monotonic() - start < 2.5
+    assert b" 503 " in answer.split(b"\r\n")[0]

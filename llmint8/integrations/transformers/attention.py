@@ -44,6 +44,8 @@ def faster(attention: Attention) -> Attention:
             causal = False
         elif causal and key.shape[2] > queries:  # a static cache that is not full yet
             key, value = key[:, :, :queries], value[:, :, :queries]
+        elif causal and key.shape[2] < queries:
+            return attention(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return ops.attention(query, key, value, scale, bool(causal)), None
 
