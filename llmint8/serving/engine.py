@@ -128,11 +128,7 @@ class Engine:
         self._of_a_prompt = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         ragged_batch.enable()
         self.slots = slots if slots == 1 or self._can_batch() else 1
-        piece = _PIECE_CPU if model.device.type == "cpu" else _PIECE_GPU
-        self.piece = piece if self.slots > 1 and probe.reads_pieces(model, self._cache_name) else None
-        if self.slots > 1 and self.piece is None:
-            name = type(model).__name__
-            logger.warning("llmint8: answers wait while a long prompt is read, since %s reads none in pieces", name)
+        self.piece = self._choose_piece() if self.slots > 1 else None  # where nobody waits, there is no need
         self._lock = threading.Condition()
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
@@ -150,6 +146,13 @@ class Engine:
             name = type(self.model).__name__
             logger.warning("llmint8: answers are generated one after another, since %s cannot batch: %s", name, fault)
         return fault is None
+
+    def _choose_piece(self) -> int | None:
+        if probe.reads_pieces(self.model, self._cache_name):
+            return _PIECE_CPU if self.model.device.type == "cpu" else _PIECE_GPU
+        name = type(self.model).__name__
+        logger.warning("llmint8: answers wait while a long prompt is read, since %s reads none in pieces", name)
+        return None
 
     @property
     def running(self) -> int:

@@ -17,7 +17,7 @@ from llmint8.serving.refusal import Body, refuse
 from llmint8.serving.settings import Settings
 
 OPEN = "/health"
-_SECONDS_TO_SEND = 30
+_SECONDS_FOR_BODY = 30
 
 
 class Gate:
@@ -104,7 +104,7 @@ class Gate:
         """Reads the body, no more of it than is allowed."""
         content = bytearray()
         try:
-            async with asyncio.timeout(_SECONDS_TO_SEND) as limit:
+            async with asyncio.timeout(_SECONDS_FOR_BODY) as limit:
                 with self._lifecycle.ends(functools.partial(expire, limit)):
                     while not body.ended:
                         message = await body.receive()
@@ -116,7 +116,7 @@ class Gate:
         except TimeoutError:
             if self._lifecycle.stopped:
                 raise stopping() from None
-            raise APIError(408, f"the body did not come within {_SECONDS_TO_SEND} s") from None
+            raise APIError(408, f"the body did not come within {_SECONDS_FOR_BODY} s") from None
         return bytes(content)
 
     async def _serve(self, scope: Scope, body: bytes, receive: Receive, send: Send, record: Record) -> None:

@@ -21,7 +21,7 @@ from llmint8.serving.lifecycle import Lifecycle
 from llmint8.serving.model_manager import Int8ModelManager
 from llmint8.serving.prompts import Prompts, most_characters, refusals
 from llmint8.serving.record import Record, current
-from llmint8.serving.requests import ChatRequest, CompletionRequest, GenerationRequest, check
+from llmint8.serving.requests import ChatRequest, Checked, CompletionRequest, GenerationRequest, check
 from llmint8.serving.settings import Settings
 
 # Below it the most likely token has all of the probability, and logits would overflow.
@@ -35,14 +35,16 @@ class Stream:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        self.is_cut_off = False
 
     def send(self, piece: str | None) -> None:
         """Adds a piece, from any thread; None is the last."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
 
-    def end(self) -> None:
+    def cut_off(self) -> None:
         """Ends it, though the answer is not over: the engine may be in the middle of a long step."""
+        self.is_cut_off = True
         self._pieces.put_nowait(None)
 
     async def __aiter__(self) -> AsyncIterator[str]:
@@ -73,8 +75,7 @@ class _Handler(BaseHandler):
         lifecycle: Lifecycle,
     ) -> None:
         super().__init__(model_manager, generation_state)
-        self.lifecycle = lifecycle
-        self.engine, self.settings, self.prompts = engine, settings, prompts
+        self.engine, self.settings, self.prompts, self.lifecycle = engine, settings, prompts, lifecycle
         config = model_manager.model.config.get_text_config(decoder=True)
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.vocabulary: int = config.vocab_size
@@ -84,9 +85,12 @@ class _Handler(BaseHandler):
         per_token = most_characters(model_manager.tokenizer)
         self.most_characters = None if per_token is None else per_token * self.most_tokens
 
-    def _check_model(self, request: GenerationRequest) -> None:
+    def _check(self, kind: type[Checked], body: dict[str, Any]) -> Checked:
+        """A request whose fields are in order, and that is for our model."""
+        request = check(kind, body)
         if request.model is not None:
             self.model_manager.check_name(request.model)
+        return request
 
     def _config(self, request: GenerationRequest, max_tokens: int | None, prompt: int) -> GenerationConfig:
         """How to generate: what the model's own configuration says, and what the request says."""
@@ -158,11 +162,11 @@ class _Handler(BaseHandler):
             usage = request.stream_options is not None and bool(request.stream_options.include_usage)
             return StreamingResponse(self._events(answer, stream, request_id, usage), media_type="text/event-stream")
         try:
-            with self.lifecycle.ends(stream.end):
+            with self.lifecycle.ends(stream.cut_off):
                 text = "".join([piece async for piece in stream])
         finally:
             answer.cancel()  # does nothing to one that is over
-        if (fault := _fault(answer)) is not None:
+        if (fault := _fault(answer, stream)) is not None:
             raise fault
         return JSONResponse(self._completion(request_id, text, answer))
 
@@ -170,10 +174,10 @@ class _Handler(BaseHandler):
         try:
             for event in self._first(request_id):
                 yield event
-            with self.lifecycle.ends(stream.end):
+            with self.lifecycle.ends(stream.cut_off):
                 async for piece in stream:
                     yield self._chunk(request_id, piece, None)
-            if (fault := _fault(answer)) is not None:
+            if (fault := _fault(answer, stream)) is not None:
                 yield self.chunk_to_sse(json.dumps(fault.body()))
                 return
             yield self._chunk(request_id, "", _finish_reason(answer))
@@ -209,8 +213,7 @@ class ChatHandler(_Handler, ChatCompletionHandler):
         Raises:
             APIError: Something is wrong with the request, or there is no room for it.
         """
-        request = check(ChatRequest, body)
-        self._check_model(request)
+        request = self._check(ChatRequest, body)
         prompt = await self.prompts.read(lambda: self._prompt(request))
         return await self._respond(request, request.max_completion_tokens or request.max_tokens, prompt, request_id)
 
@@ -264,8 +267,7 @@ class TextHandler(_Handler, CompletionHandler):
         Raises:
             APIError: Something is wrong with the request, or there is no room for it.
         """
-        request = check(CompletionRequest, body)
-        self._check_model(request)
+        request = self._check(CompletionRequest, body)
         prompt = await self.prompts.read(lambda: self._tokens(request.text))
         return await self._respond(request, request.max_tokens, prompt, request_id)
 
@@ -296,11 +298,11 @@ class TextHandler(_Handler, CompletionHandler):
         return completion.model_dump(exclude_none=True)
 
 
-def _fault(answer: Answer) -> APIError | None:
+def _fault(answer: Answer, stream: Stream) -> APIError | None:
     """Why an answer is not complete; those of clients that have hung up nobody reads."""
     if answer.finish_reason == "error":
         return APIError(500, "the answer could not be generated; the log of the server says why")
-    return stopping() if answer.finish_reason in ("cancelled", None) else None
+    return stopping() if stream.is_cut_off or answer.finish_reason == "cancelled" else None
 
 
 def _finish_reason(answer: Answer) -> str:

@@ -154,7 +154,7 @@ def test_a_body_that_is_still_being_sent_does_not_hide_the_error(server: Any) ->
 
 
 def test_a_body_that_does_not_come(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "_SECONDS_TO_SEND", 0.2)
+    monkeypatch.setattr(gate, "_SECONDS_FOR_BODY", 0.2)
     start = time.monotonic()
     host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("gradio")
 webdriver = pytest.importorskip("selenium.webdriver")
+exceptions = pytest.importorskip("selenium.common.exceptions")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(not BROWSER or not DRIVER, reason="chromium and chromedriver are not installed")
 ENTER, TAB = "\ue007", "\ue004"  # as WebDriver names keys
@@ -39,10 +40,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
     """Waits until something is there; the page may replace what has just been found."""
-    stale = pytest.importorskip("selenium.common.exceptions").StaleElementReferenceException
     end = time.monotonic() + seconds
     while True:
-        with contextlib.suppress(stale):
+        with contextlib.suppress(exceptions.StaleElementReferenceException):
             if found := what():
                 return found
         assert time.monotonic() < end
