@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
-OutlierMode = Literal["threshold", "budget", "static", "none"]
+from llmint8.outliers import OutlierMode, OutlierRule
+
 CheckpointFormat = Literal["llmint8", "bitsandbytes"]
 # Settings of some layers, as a frozen mapping of mappings: (pattern, ((setting, value), ...)).
 Overrides = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
@@ -162,6 +163,20 @@ class Int8Config:
         if isinstance(self.budget, float):
             return max(int(self.budget > 0), int(self.budget * in_features))
         return min(self.budget or 0, in_features)
+
+    def rule(self, in_features: int) -> OutlierRule:
+        """Returns the runtime settings as the operators take them.
+
+        Args:
+            in_features: K of the layer.
+        """
+        return OutlierRule(
+            self.mode or "budget",
+            self.threshold or 0.0,
+            self.columns(in_features),
+            bool(self.relative),
+            self.symmetric,
+        )
 
     def _with_settings(self, settings: dict[str, Any]) -> Self:
         if unknown := sorted(set(settings) - set(self.RUNTIME_SETTINGS)):

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from llmint8 import functional, ops
 from llmint8.cache import cache_folder
-from llmint8.kernels import triton
+from llmint8.kernels import FORCED_BACKEND, backend, triton
 from llmint8.kernels.cpu import build, native
-from llmint8.kernels.reference import int8_linear as reference
+from llmint8.outliers import OutlierRule
 
 PACKAGES = ("llmint8", "torch", "transformers", "accelerate", "safetensors", "huggingface_hub", "triton")
 # Variables of the environment that change what runs, how fast, or where files are.
@@ -31,6 +31,7 @@ VARIABLES = (
 _FOR_DEVELOPERS = ("test", "lint")
 _TOKEN, _PROMPT = 1, 64  # rows; those of a prompt are quantized, or come on top of those that are not
 _FEATURES = 256
+_RULE = OutlierRule("threshold", threshold=6.0)
 
 
 @dataclass(frozen=True)
@@ -168,24 +169,17 @@ def diagnose() -> Diagnosis:
 
 
 def _processor() -> Processor:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reason is asked for below
         loaded = native.load()
     sets = tuple(native.instruction_sets()) if loaded else ()
     try:
         compiler = build.find_compiler()
     except build.BuildError:
         compiler = None
-    backend = os.environ.get("LLMINT8_BACKEND")
     kernels = (os.environ.get("LLMINT8_CPU_ISA") or sets[0]) if sets else "PyTorch"
-    if os.environ.get("LLMINT8_NATIVE") == "0":
-        reason = "LLMINT8_NATIVE=0 leaves the native kernels out"
-    elif backend == "triton":
-        reason = "LLMINT8_BACKEND=triton leaves the native kernels out"
-    elif not loaded:
-        said = [str(w.message) for w in caught if "llmint8 runs on" in str(w.message)]
-        reason = said[0].partition(": ")[2].removesuffix(". LLMINT8_NATIVE=0 says that this is meant") if said else ""
-        reason = reason or "the native kernels could not be loaded"
+    if (why_not := native.why_not()) is not None:
+        reason = why_not
     elif os.environ.get("LLMINT8_CPU_ISA"):
         reason = f"LLMINT8_CPU_ISA={kernels}"
     elif kernels == "portable":
@@ -211,18 +205,16 @@ def _gpu(index: int) -> Gpu:
     device = torch.device("cuda", index)
     found = torch.cuda.get_device_properties(index)
     capability = found.gcnArchName.split(":")[0] if torch.version.hip else f"{found.major}.{found.minor}"
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        takes = triton.takes(torch.empty(1, device=device))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reason is asked for below
+        takes = backend.backend_of(device) is backend.TRITON
     kernels = _triton_kernels(device) if takes else "PyTorch"
     if takes:
         reason = "Triton works"
-    elif os.environ.get("LLMINT8_BACKEND") == "reference":
+    elif FORCED_BACKEND == "reference":
         reason = "LLMINT8_BACKEND=reference leaves Triton out"
-    elif caught:
-        reason = str(caught[0].message).partition(": ")[2].partition(". LLMINT8_BACKEND")[0]
     else:
-        reason = f"the kernels need compute capability 7.5, this GPU has {capability}"
+        reason = triton.why_not_on(index) or "Triton does not work"
     free, total = torch.cuda.mem_get_info(index)
     return Gpu(found.name, capability, total, free, kernels, reason, takes, _check(device))
 
@@ -230,7 +222,7 @@ def _gpu(index: int) -> Gpu:
 def _triton_kernels(device: torch.device) -> str:
     """Which kernels 16-bit inputs get on a GPU."""
     from llmint8.kernels.triton import tiles
-    from llmint8.kernels.triton.int8_linear import choose_product
+    from llmint8.kernels.triton.choice import choose_product
 
     tables = tiles.tables(device)
     x = torch.empty(tables.decode_rows + _PROMPT, _FEATURES, device=device, dtype=torch.float16)
@@ -254,11 +246,11 @@ def _check(device: torch.device) -> Check:
         x = x.to(dtype)
         inputs = (x.to(device), codes.to(device), scale.to(device))
         if _is_quantized(*inputs[:2]):
-            outliers = functional.select_outliers(x, None, "threshold", 6.0, 0, False)
+            outliers = functional.select_outliers(x, None, _RULE)
             expected = functional.mixed_linear(x.float(), codes, scale, outliers=outliers, symmetric=False)
         else:
             expected = functional.weight_only_linear(x.float(), codes, scale)
-        got = ops.int8_linear(*inputs, mode="threshold", threshold=6.0, relative=False)
+        got = ops.int8_linear(*inputs, rule=_RULE)
         worst = max(worst, ((got.cpu().float() - expected).norm() / expected.norm()).item())
     # A value between two codes may be rounded the other way by another order of operations. A share f of such codes
     # makes an error of sqrt(f) / 40, since a code is about 40 steps: this allows one in 600, and no wrong kernel. In
@@ -268,7 +260,7 @@ def _check(device: torch.device) -> Check:
 
 def _inputs(device: torch.device) -> tuple[tuple[int, torch.dtype], ...]:
     """Number of rows and dtype of inputs, which between them meet each kernel that a device uses."""
-    if not triton.takes(torch.empty(1, device=device)):
+    if backend.backend_of(device) is not backend.TRITON:
         return (_TOKEN, torch.float32), (_PROMPT, torch.float32)
     from llmint8.kernels.triton import tiles
 
@@ -278,10 +270,10 @@ def _inputs(device: torch.device) -> tuple[tuple[int, torch.dtype], ...]:
 
 def _is_quantized(x: Tensor, weight: Tensor) -> bool:
     """Whether an input is, on its device."""
-    if not triton.takes(x):
-        return x.shape[0] > reference.DECODE_ROWS
+    if backend.backend_of(x.device) is not backend.TRITON:
+        return x.shape[0] > backend.decode_rows(x.device)
     from llmint8.kernels.triton import tiles
-    from llmint8.kernels.triton.int8_linear import choose_product
+    from llmint8.kernels.triton.choice import choose_product
 
     return choose_product(x, weight, tiles.tables(x.device)) in ("int_mm_linear", "mixed_linear")
 

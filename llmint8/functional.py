@@ -10,6 +10,8 @@ of the output non-finite and no other.
 import torch
 from torch import Tensor
 
+from llmint8.outliers import OutlierRule
+
 INT8_MAX = 127
 INT8_MIN = -128
 # The largest K whose sum of products of a code less its zero point (at most 255) and a weight (127) is below 2**31.
@@ -194,36 +196,31 @@ def select_columns(columns: Tensor, k: int) -> Tensor:
     return torch.zeros(k, dtype=torch.bool, device=columns.device).index_fill_(0, columns, True)
 
 
-def select_outliers(
-    x: Tensor, columns: Tensor | None, mode: str, threshold: float, budget: int, relative: bool
-) -> Tensor | None:
-    """Returns the outlier columns of an input in any mode of `Int8Config`: bool [K], or None in mode `"none"`.
+def select_outliers(x: Tensor, columns: Tensor | None, rule: OutlierRule) -> Tensor | None:
+    """Returns the outlier columns of an input by a rule: bool [K], or None in mode `"none"`.
 
     Args:
         x: Floating point [M, K].
-        columns: Of mode `"static"`: int64, indices in [0, K).
-        mode: `"threshold"`, `"budget"`, `"static"` or `"none"`.
-        threshold: Smallest score, in the modes `"threshold"` and `"budget"`.
-        budget: Of mode `"budget"`, in columns: those with the largest scores, if they reach the threshold.
-        relative: As in `outlier_scores`.
+        columns: Those of mode `"static"`: int64, indices in [0, K).
+        rule: In mode `"budget"`, the columns with the largest scores, if they reach the threshold.
 
     Raises:
-        ValueError: The mode is another one, or it is static and there are no columns.
+        ValueError: The mode is unknown, or it is static and there are no columns.
     """
-    if mode == "threshold":
-        return select_threshold(outlier_scores(x, relative), threshold)
-    if mode == "budget":
-        scores = outlier_scores(x, relative)
-        return select_budget(scores, budget) & select_threshold(scores, threshold)
-    if mode == "static":
+    if rule.mode == "threshold":
+        return select_threshold(outlier_scores(x, rule.relative), rule.threshold)
+    if rule.mode == "budget":
+        scores = outlier_scores(x, rule.relative)
+        return select_budget(scores, rule.budget) & select_threshold(scores, rule.threshold)
+    if rule.mode == "static":
         if columns is None:
             raise ValueError(
                 "mode 'static' needs columns that were found before; run llmint8.calibrate(model, batches)"
             )
         return select_columns(columns, x.shape[1])
-    if mode == "none":
+    if rule.mode == "none":
         return None
-    raise ValueError(f"mode must be 'threshold', 'budget', 'static' or 'none', got {mode!r}")
+    raise ValueError(f"mode must be 'threshold', 'budget', 'static' or 'none', got {rule.mode!r}")
 
 
 def int8_matmul(codes_x: Tensor, codes_w: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import llmint8.ops  # noqa: F401  registers the operators
 from llmint8 import functional as F  # noqa: N812
+from llmint8.outliers import OutlierRule
 
 HALF_STEP = 0.5 + 256 * 2**-24
 
@@ -92,7 +93,7 @@ def test_budget_takes_the_largest_scores(x: Tensor, budget: int) -> None:
 @given(matrices(), st.floats(0.01, 100))
 def test_threshold_takes_the_columns_of_the_paper(x: Tensor, threshold: float) -> None:
     expected = [bool((column.abs() >= threshold).any()) for column in x.float().T]
-    assert F.select_outliers(x, None, "threshold", threshold, 0, False).tolist() == expected
+    assert F.select_outliers(x, None, OutlierRule("threshold", threshold)).tolist() == expected
 
 
 def test_relative_scores_do_not_depend_on_the_scale_of_a_row() -> None:
@@ -112,9 +113,9 @@ def test_a_bad_row_does_not_take_the_outliers_of_the_others(bad: float, relative
 
 def test_an_unknown_mode_is_named() -> None:
     with pytest.raises(ValueError, match="'median'"):
-        F.select_outliers(torch.ones(2, 2), None, "median", 1.0, 1, False)
+        F.select_outliers(torch.ones(2, 2), None, OutlierRule("median", 1.0, 1))
     with pytest.raises(ValueError, match="llmint8.calibrate"):
-        F.select_outliers(torch.ones(2, 2), None, "static", 0.0, 1, False)
+        F.select_outliers(torch.ones(2, 2), None, OutlierRule("static", 0.0, 1))
 
 
 @settings(max_examples=25)
@@ -210,4 +211,5 @@ def test_the_floor_of_a_budget() -> None:
         (1, 7.5, [2]),
         (8, 10, []),
     ):
-        assert F.select_outliers(x, None, "budget", threshold, budget, False).nonzero().flatten().tolist() == expected
+        outliers = F.select_outliers(x, None, OutlierRule("budget", threshold, budget))
+        assert outliers.nonzero().flatten().tolist() == expected

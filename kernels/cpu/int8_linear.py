@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from llmint8 import functional
+from llmint8.kernels.cpu.limits import DECODE_ROWS
 from llmint8.kernels.reference import int8_linear as reference
+from llmint8.outliers import OutlierRule
 
-DECODE_ROWS = reference.DECODE_ROWS
 # Steps of a row's fixed point: three int8 digits of base 256, with room for the rounding of the largest value.
 _STEPS = 127 << 16
 
@@ -19,27 +20,21 @@ def int8_linear(
     weight_scale: Tensor,
     bias: Tensor | None,
     outlier_columns: Tensor | None,
-    mode: str,
-    threshold: float,
-    budget: int,
-    relative: bool,
-    symmetric: bool,
+    rule: OutlierRule,
 ) -> Tensor:
     """Same as `llmint8.kernels.reference.int8_linear`, faster on a processor with VNNI."""
     # With a single feature torch._int_mm returns what it finds in memory.
     if not int_mm_is_fast() or not 2 <= x.shape[1] <= functional.INT32_K:
-        return reference.int8_linear(
-            x, weight, weight_scale, bias, outlier_columns, mode, threshold, budget, relative, symmetric
-        )
+        return reference.int8_linear(x, weight, weight_scale, bias, outlier_columns, rule)
     if x.shape[0] <= DECODE_ROWS:
         return _weight_only(x, weight, weight_scale, bias)
-    outliers = functional.select_outliers(x, outlier_columns, mode, threshold, budget, relative)
+    outliers = functional.select_outliers(x, outlier_columns, rule)
     # A CPU waits for nobody when it looks at data, so the 16-bit part reads only the outlier columns.
     columns = torch.empty(0, dtype=torch.long) if outliers is None else outliers.nonzero().flatten()
     weight_o = functional.dequantize(weight[:, columns], weight_scale).T
     y = x.new_empty(x.shape[0], weight.shape[0])
     for rows, out in zip(x.split(reference.BLOCK_ROWS), y.split(reference.BLOCK_ROWS), strict=True):
-        result = _int8_part(rows, weight, weight_scale, outliers, symmetric)
+        result = _int8_part(rows, weight, weight_scale, outliers, rule.symmetric)
         if columns.numel():
             result.addmm_(rows[:, columns].float(), weight_o)
         out.copy_(result if bias is None else result.add_(bias.float()))

@@ -15,12 +15,14 @@ from pathlib import Path
 import torch
 
 from llmint8.cache import cache_folder
+from llmint8.kernels import FORCED_BACKEND
 from llmint8.kernels.cpu import build
 
 PREBUILT = Path(__file__).parent / "prebuilt"
 
 _lock = threading.Lock()
 _loaded: bool | None = None
+_why_not: str | None = None
 
 
 def load() -> bool:
@@ -40,6 +42,12 @@ def load() -> bool:
                 if _loaded and (isa := os.environ.get("LLMINT8_CPU_ISA")):
                     use_instruction_set(isa)
     return _loaded
+
+
+def why_not() -> str | None:
+    """Returns why the native kernels do not run; None if they do."""
+    load()
+    return _why_not
 
 
 def is_loaded() -> bool:
@@ -68,7 +76,12 @@ def library_path() -> Path:
 
 
 def _load() -> bool:
-    if os.environ.get("LLMINT8_NATIVE") == "0" or os.environ.get("LLMINT8_BACKEND") == "triton":
+    global _why_not
+    if os.environ.get("LLMINT8_NATIVE") == "0":
+        _why_not = "LLMINT8_NATIVE=0 leaves the native kernels out"
+        return False
+    if FORCED_BACKEND == "triton":
+        _why_not = "LLMINT8_BACKEND=triton leaves the native kernels out"
         return False
     try:
         path = library_path()
@@ -76,6 +89,7 @@ def _load() -> bool:
             _build_once(path)
         torch.ops.load_library(path)
     except (RuntimeError, OSError) as error:  # there may be no home folder, either
+        _why_not = str(error)
         warnings.warn(
             f"llmint8 runs on PyTorch's operators, several times slower than its own kernels: {error}. "
             "LLMINT8_NATIVE=0 says that this is meant",

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from llmint8 import functional
+from llmint8.kernels.cpu.limits import DECODE_ROWS
+from llmint8.outliers import OutlierRule
 
-# Up to this many rows the weight's bytes, not the arithmetic, set the time, so the input is left unquantized.
-DECODE_ROWS = 8
 # Rows per block of the int8 part: bounds its fp32 and int32 workspace.
 BLOCK_ROWS = 2048
 
@@ -16,13 +16,11 @@ def int8_linear(
     weight_scale: Tensor,
     bias: Tensor | None,
     outlier_columns: Tensor | None,
-    mode: str,
-    threshold: float,
-    budget: int,
-    relative: bool,
-    symmetric: bool,
+    rule: OutlierRule,
 ) -> Tensor:
-    """Applies an int8 weight to the rows of `x`; see `torch.ops.llmint8.int8_linear`.
+    """Applies an int8 weight to the rows of `x`; see `llmint8.ops.int8_linear`.
+
+    Up to `DECODE_ROWS` rows stay unquantized, as everywhere on a CPU.
 
     Args:
         x: [M, K], M and K at least 1.
@@ -30,19 +28,15 @@ def int8_linear(
         weight_scale: fp32 [N, 1].
         bias: [N] or None.
         outlier_columns: int64, indices in [0, K), in mode `"static"`.
-        mode: As in `llmint8.Int8Config`, like the rest.
-        threshold: In the modes `"threshold"` and `"budget"`.
-        budget: In mode `"budget"`.
-        relative: Scores relative to the row.
-        symmetric: Activations without zero point.
+        rule: The treatment of outlier columns.
 
     Returns:
         [M, N], dtype of `x`.
     """
     if x.shape[0] <= DECODE_ROWS:
         return functional.weight_only_linear(x, weight, weight_scale, bias)
-    outliers = functional.select_outliers(x, outlier_columns, mode, threshold, budget, relative)
+    outliers = functional.select_outliers(x, outlier_columns, rule)
     y = x.new_empty(x.shape[0], weight.shape[0])
     for rows, out in zip(x.split(BLOCK_ROWS), y.split(BLOCK_ROWS), strict=True):
-        out.copy_(functional.mixed_linear(rows, weight, weight_scale, bias, outliers, symmetric))
+        out.copy_(functional.mixed_linear(rows, weight, weight_scale, bias, outliers, rule.symmetric))
     return y

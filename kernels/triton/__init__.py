@@ -1,32 +1,33 @@
-"""GPU kernels in Triton. Importing this needs no Triton and no GPU; `int8_linear.py` says which kernel runs when.
-
-`LLMINT8_BACKEND=reference` leaves them out. `LLMINT8_BACKEND=triton` runs them on CPU tensors, too, for tests in which
-Triton itself is interpreted or emulated.
-"""
+"""GPU kernels in Triton. Importing this needs no Triton and no GPU; `int8_linear.py` says which kernel runs when."""
 
 import functools
-import os
 import warnings
 
 import torch
-from torch import Tensor
 
-_BACKEND = os.environ.get("LLMINT8_BACKEND")
 _OLDEST = (7, 5)
 
 
-def takes(x: Tensor) -> bool:
-    """Whether these kernels run for tensors on the device of `x`."""
-    if x.is_cuda:
-        return _BACKEND != "reference" and _runs_on(x.get_device() if x.device.type == "cuda" else None)
-    return _BACKEND == "triton" and x.is_cpu
+def runs_on(index: int | None) -> bool:
+    """Whether Triton works on a GPU; if not, a warning says why, once.
+
+    Args:
+        index: The number of the GPU; None for an emulated one.
+    """
+    return why_not_on(index) is None
 
 
 @functools.cache
-def _runs_on(index: int | None) -> bool:
-    """Whether Triton works here; index None is an emulated GPU."""
-    if index is not None and not torch.version.hip and torch.cuda.get_device_capability(index) < _OLDEST:
-        return False
+def why_not_on(index: int | None) -> str | None:
+    """Returns why the kernels do not run on a GPU; None if they do.
+
+    Args:
+        index: The number of the GPU; None for an emulated one.
+    """
+    if index is not None and not torch.version.hip:
+        major, minor = torch.cuda.get_device_capability(index)
+        if (major, minor) < _OLDEST:
+            return f"the kernels need compute capability 7.5, this GPU has {major}.{minor}"
     try:
         from triton.runtime import driver
 
@@ -37,5 +38,5 @@ def _runs_on(index: int | None) -> bool:
             f"{error!r}. LLMINT8_BACKEND=reference says that this is meant",
             stacklevel=2,
         )
-        return False
-    return True
+        return repr(error)
+    return None

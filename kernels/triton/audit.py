@@ -22,11 +22,12 @@ import triton
 from llmint8.kernels.triton import tiles
 from llmint8.kernels.triton.compile_only import SHARED_MEMORY, Binary, compile_only
 from llmint8.kernels.triton.dequantize_weight import dequantize_weight
-from llmint8.kernels.triton.int_mm_linear import ARCHITECTURES, int_mm_linear
+from llmint8.kernels.triton.int_mm_linear import int_mm_linear
 from llmint8.kernels.triton.mixed_linear import mixed_linear
 from llmint8.kernels.triton.quantize_rows import quantize_rows
 from llmint8.kernels.triton.quantize_weight import quantize_weight
 from llmint8.kernels.triton.weight_only_linear import weight_only_linear
+from llmint8.outliers import OutlierRule
 
 # Output features, and two numbers of input features: whole tiles of any size, and not; both whole pieces of 16 bytes.
 N = 4096
@@ -34,11 +35,10 @@ K_EVEN, K_ODD = 4096, 4112
 # Row kernels of one piece, of the largest piece, and of several pieces.
 ROW_SIZES = (576, 4096, 14336, 28672)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-Settings = tuple[str, float, int, bool, bool]  # mode, threshold, budget, relative, symmetric
-FULL: Settings = ("budget", 5.0, K_EVEN // 8, True, False)
-FEW: Settings = ("budget", 0.0, 32, True, False)
-PLAIN: Settings = ("none", 0.0, 0, False, True)
-STATIC: Settings = ("static", 0.0, 0, False, True)
+FULL = OutlierRule("budget", threshold=5.0, budget=K_EVEN // 8, relative=True)
+FEW = OutlierRule("budget", budget=32, relative=True)
+PLAIN = OutlierRule("none", symmetric=True)
+STATIC = OutlierRule("static", symmetric=True)
 
 # The outlier columns of a small tile are less than 16 bytes a thread; each of three turns copies them once.
 _OUTLIER_COPIES = 3
@@ -107,9 +107,9 @@ def cases(architecture: int | str) -> Iterator[Case]:
         yield f"{_name(tables.one_row[0][1])} {dtype}", _weight_only_linear(1, k, dtype)
         yield dtype, _dequantize(dtype)
         yield dtype, _quantize(dtype)
-    if tables.mixed_linear or architecture in ARCHITECTURES:
+    if tables.mixed_linear or tables.int_mm:
         for k in ROW_SIZES:
-            use_int_mm = architecture in ARCHITECTURES
+            use_int_mm = tables.int_mm
             yield f"rows of {k} fp16", _linear(512, k, "fp16", FULL, use_int_mm=use_int_mm)
             yield f"rows of {k} fp32", _linear(512, k, "fp32", STATIC, use_int_mm=use_int_mm)
 
@@ -189,17 +189,17 @@ def _name(tile: tiles.Tile) -> str:
 
 
 def _linear(
-    m: int, k: int, dtype: str, settings: Settings, n: int = N, use_int_mm: bool = False
+    m: int, k: int, dtype: str, rule: OutlierRule, n: int = N, use_int_mm: bool = False
 ) -> Callable[[], object]:
     """What `int8_linear` runs for a prompt."""
 
     def run() -> object:
         x, bias = torch.empty(m, k, dtype=DTYPES[dtype]), torch.empty(n, dtype=DTYPES[dtype])
         weight, scale = torch.empty(n, k, dtype=torch.int8), torch.empty(n, 1)
-        columns = torch.arange(32) if settings is STATIC else None
-        rows = quantize_rows(x, columns, *settings, use_int_mm)
+        columns = torch.arange(32) if rule is STATIC else None
+        rows = quantize_rows(x, columns, rule, use_int_mm)
         multiply = int_mm_linear if use_int_mm else mixed_linear
-        return multiply(x, rows, weight, scale, None if settings is PLAIN else bias)
+        return multiply(x, rows, weight, scale, None if rule is PLAIN else bias)
 
     return run
 

@@ -8,6 +8,8 @@ from torch import Tensor
 from llmint8.kernels.triton import tiles
 from llmint8.kernels.triton.launch import launch, on_device, with_contiguous_rows
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
 
 @triton.jit(do_not_specialize=["N"])
 def dequantize_weight_kernel(
@@ -36,13 +38,15 @@ def dequantize_weight(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) 
     """Returns `weight * weight_scale`, computed in fp32.
 
     Args:
-        weight: int8 [N, K], N and K at least 1.
+        weight: int8 [N, K], N and K at least 1; others are not taken.
         weight_scale: fp32 [N, 1].
-        dtype: fp16, bf16 or fp32.
+        dtype: fp16, bf16 or fp32; others are not taken.
 
     Returns:
         [N, K], contiguous.
     """
+    if dtype not in _DTYPES or weight.numel() == 0:
+        return NotImplemented
     weight, weight_scale = with_contiguous_rows(weight), weight_scale.contiguous()
     n, k = weight.shape
     result = torch.empty(n, k, dtype=dtype, device=weight.device)

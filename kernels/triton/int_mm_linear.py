@@ -10,11 +10,6 @@ from llmint8.kernels.triton.launch import launch
 from llmint8.kernels.triton.products import add_outliers, scale_and_add_bias
 from llmint8.kernels.triton.quantize_rows import QuantizedRows
 
-# What torch._int_mm asks of the number of rows; of the sizes it asks a multiple of 8, we of contiguous codes.
-LEAST_ROWS = 17
-MULTIPLE = tiles.ALIGNMENT
-ARCHITECTURES = (75,)
-
 
 @triton.jit(do_not_specialize=["M"])
 def scale_product_kernel(
@@ -72,19 +67,11 @@ def scale_product_kernel(
     tl.store(y + offsets, result.to(y.dtype.element_ty), mask=inside)
 
 
-def can_int_mm(x: Tensor, weight: Tensor) -> bool:
-    """Whether this GPU is one of those, and PyTorch takes the sizes."""
-    if tiles.architecture(x.device) not in ARCHITECTURES:
-        return False
-    n, k = weight.shape
-    return x.shape[0] >= LEAST_ROWS and k % MULTIPLE == 0 and n % MULTIPLE == 0 and weight.stride(0) == k
-
-
 def int_mm_linear(x: Tensor, rows: QuantizedRows, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """Same as `mixed_linear`, by two kernels and with the int32 product in memory.
 
     Args:
-        x: fp16, bf16 or fp32 [M, K], for which `can_int_mm` is true.
+        x: fp16, bf16 or fp32 [M, K], for which `choose_product` has chosen it.
         rows: Its codes, with a row of ones below them if they have zero points: its products are the sums of the
             weight.
         weight: int8 [N, K], contiguous.

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmint8.kernels.triton import tiles
+from llmint8.kernels.triton.choice import COLUMNS_OF_A_TURN, is_gathered
 from llmint8.kernels.triton.gather_outliers import gather_outliers
 from llmint8.kernels.triton.launch import launch
 from llmint8.kernels.triton.products import add_outliers, operand_masks, scale_and_add_bias, tile_of_program
@@ -121,9 +122,7 @@ def mixed_linear(
     (m, k), n = x.shape, weight.shape[0]
     y = torch.empty(m, n, dtype=x.dtype, device=x.device)
     tile = tile or _tile(x, weight)
-    block_o = 16 if x.dtype == torch.float32 else 32
-    # A few columns are read where they are; very many, as only a threshold finds them, would be copies of everything.
-    gathered = block_o < _most_columns(rows) <= k // 4
+    gathered = is_gathered(_most_columns(rows), k, x.dtype)
     x_outliers, weight_outliers = gather_outliers(x, weight, rows) if gathered else (x, None)
     launch(
         mixed_linear_kernel,
@@ -142,7 +141,7 @@ def mixed_linear(
         rows.codes.stride(0),
         weight.stride(0),
         0 if weight_outliers is None else weight_outliers.stride(0),
-        BLOCK_O=block_o,
+        BLOCK_O=COLUMNS_OF_A_TURN[x.dtype],
         UNROLL=tile.unroll,
         EVEN_K=k % (tile.block_k * tile.unroll) == 0,
         GATHERED=gathered,

@@ -11,6 +11,7 @@ from torch import Tensor
 from llmint8.kernels.triton import tiles
 from llmint8.kernels.triton.column_scores import column_scores
 from llmint8.kernels.triton.launch import launch
+from llmint8.outliers import OutlierRule
 
 # Each program chooses the outlier columns anew, which takes it a few microseconds and saves a launch and a wait.
 PROGRAMS = 256
@@ -222,12 +223,8 @@ def quantize_rows_kernel(
 
 def quantize_rows(
     x: Tensor,
-    static_columns: Tensor | None = None,
-    mode: str = "none",
-    threshold: float = 0.0,
-    budget: int = 0,
-    relative: bool = False,
-    symmetric: bool = True,
+    static_columns: Tensor | None,
+    rule: OutlierRule,
     ones_row: bool = False,
 ) -> QuantizedRows:
     """Quantizes each row with a scale of its own, leaving the outlier columns out.
@@ -235,11 +232,7 @@ def quantize_rows(
     Args:
         x: fp16, bf16 or fp32 [M, K], M and K at least 1, each row contiguous.
         static_columns: int64 [n], contiguous, in mode `"static"`.
-        mode: As in `llmint8.Int8Config`, like the rest.
-        threshold: In the modes `"threshold"` and `"budget"`.
-        budget: In mode `"budget"`, at least 1.
-        relative: Scores relative to the row.
-        symmetric: Without zero point.
+        rule: The treatment of outlier columns; in mode `"budget"`, a budget of at least 1.
         ones_row: Adds a row of ones below the codes.
 
     Returns:
@@ -249,13 +242,13 @@ def quantize_rows(
     stride = triton.cdiv(k, tiles.ALIGNMENT) * tiles.ALIGNMENT
     codes = torch.empty(m + ones_row, stride, dtype=torch.int8, device=x.device).narrow(1, 0, k)
     scale = torch.empty(m, dtype=torch.float32, device=x.device)
-    zero_point = None if symmetric else torch.empty(m, dtype=torch.int32, device=x.device)
-    least = fp32_bits(threshold)
-    scores = column_scores(x, relative, least) if mode in ("threshold", "budget") else None
-    n_static = static_columns.numel() if mode == "static" and static_columns is not None else 0
+    zero_point = None if rule.symmetric else torch.empty(m, dtype=torch.int32, device=x.device)
+    least = fp32_bits(rule.threshold)
+    scores = column_scores(x, rule.relative, least) if rule.mode in ("threshold", "budget") else None
+    n_static = static_columns.numel() if rule.mode == "static" and static_columns is not None else 0
     columns = count = None
-    if mode != "none":
-        most = {"threshold": k, "budget": budget, "static": n_static}[mode]
+    if rule.mode != "none":
+        most = {"threshold": k, "budget": rule.budget, "static": n_static}[rule.mode]
         columns = torch.empty(max(1, min(most, k)), dtype=torch.int32, device=x.device)
         count = torch.empty(1, dtype=torch.int32, device=x.device)
     rows = triton.cdiv(m, PROGRAMS)
@@ -278,9 +271,9 @@ def quantize_rows(
         rows,
         least,
         n_static,
-        MODE=MODES[mode],
-        N_BUDGET=min(budget, k) if mode == "budget" else 0,
-        SYMMETRIC=symmetric,
+        MODE=MODES[rule.mode],
+        N_BUDGET=min(rule.budget, k) if rule.mode == "budget" else 0,
+        SYMMETRIC=rule.symmetric,
         ONES_ROW=ones_row,
         WHOLE_ROWS=k <= tile.block_k,
         BLOCK_K=tile.block_k,

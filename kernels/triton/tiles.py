@@ -13,8 +13,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from triton import knobs
-from triton.runtime import driver
 
 from llmint8.cache import cache_folder
 
@@ -151,6 +149,7 @@ class Tables:
         decode_rows: Up to so many rows, the input is not quantized.
         dequantize: Whether, above that, the weight is dequantized for each call and PyTorch multiplies in 16 bit: where
             int8 tensor cores gain less than scores and quantization cost.
+        int_mm: Whether PyTorch multiplies int8 where Triton does not reach the tensor cores.
     """
 
     mixed_linear: Table | None
@@ -158,6 +157,7 @@ class Tables:
     one_row: Table = ONE_ROW
     decode_rows: int = DECODE_ROWS
     dequantize: bool = False
+    int_mm: bool = False
 
     def to_json(self) -> str:
         """Returns the tables as JSON."""
@@ -176,9 +176,12 @@ class Tables:
         if (
             not (self.weight_only_linear and self.one_row and isinstance(self.decode_rows, int))
             or not isinstance(self.dequantize, bool)
+            or not isinstance(self.int_mm, bool)
             or self.mixed_linear == ()
         ):
-            raise ValueError("a table is empty, decode_rows is no number, or dequantize is neither true nor false")
+            raise ValueError(
+                "a table is empty, decode_rows is no number, or dequantize or int_mm is neither true nor false"
+            )
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -225,7 +228,7 @@ def built_in(architecture: int | str) -> Tables:
         architecture: Compute capability (80 for 8.0), or AMD's name.
     """
     if architecture == 75:
-        return Tables(None, _TURING, decode_rows=16)
+        return Tables(None, _TURING, decode_rows=16, int_mm=True)
     if architecture == 90:
         return Tables(_HOPPER, _HOPPER_WEIGHT_ONLY, _HOPPER_ONE_ROW, decode_rows=256, dequantize=True)
     if isinstance(architecture, str):
@@ -247,6 +250,9 @@ def architecture(device: torch.device) -> int | str:
     """
     if device.type == "cuda":
         return _architecture(device.index)
+    from triton import knobs  # the tables themselves need no Triton
+    from triton.runtime import driver
+
     return 80 if knobs.runtime.interpret else driver.active.get_current_target().arch
 
 

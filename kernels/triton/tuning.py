@@ -19,6 +19,7 @@ from llmint8.kernels.triton.mixed_linear import mixed_linear
 from llmint8.kernels.triton.quantize_rows import quantize_rows
 from llmint8.kernels.triton.tiles import Table, Tables, Tile
 from llmint8.kernels.triton.weight_only_linear import weight_only_linear
+from llmint8.outliers import OutlierRule
 
 # Up to how many rows a tile is used, and the number of rows it is timed with.
 MIXED_ROWS = ((64, 64), (256, 256), (512, 512), (tiles.ANY, 2048))
@@ -104,7 +105,7 @@ def _time_mixed(tile: Tile, m: int, weights: Weights) -> list[float]:
     times = []
     for codes, scale in weights:
         x = torch.randn(m, codes.shape[1], device=codes.device)
-        rows = quantize_rows(x, None, "budget", 0.0, 32, True, False)
+        rows = quantize_rows(x, None, OutlierRule("budget", budget=32, relative=True))
         for dtype in (torch.bfloat16, torch.float32)[: 1 + (m <= tiles.FP32_ROWS)]:  # must fit, too, for any N
             mixed_linear(x.to(dtype), rows, codes[1:], scale[1:], None, tile)
         x = x.half()

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from llmint8 import ops
-from llmint8.estimation.operator_buffers import attention_bytes, buffer_bytes
+from llmint8.estimation.workspace import Device, attention_workspace, workspace
 
 # Some models run a loop over the tokens where a library of kernels is not installed: minutes for a long context.
 _MOST_OPERATORS = 20_000
@@ -25,11 +25,11 @@ class TooManyOperatorsError(RuntimeError):
 class Allocations(TorchDispatchMode):
     """Records each storage that operators allocate on the meta device, and when it is freed."""
 
-    def __init__(self, device: str, existing: Iterable[Tensor] = ()) -> None:
+    def __init__(self, device: Device, existing: Iterable[Tensor] = ()) -> None:
         """Starts with nothing.
 
         Args:
-            device: The kind of device that the meta device stands for.
+            device: What the meta device stands for.
             existing: Tensors whose storages are not counted.
         """
         super().__init__()
@@ -47,7 +47,7 @@ class Allocations(TorchDispatchMode):
         if self._operators > _MOST_OPERATORS:
             raise TooManyOperatorsError(f"it calls more than {_MOST_OPERATORS} operators")
         results = func(*args, **(kwargs or {}))
-        hidden = buffer_bytes(func._schema.name, args, self._device)
+        hidden = workspace(func._schema.name, args, self._device)
         self.passing(hidden, results)
         return results
 
@@ -98,17 +98,17 @@ class Allocations(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def follow(device: str, existing: Iterable[Tensor]) -> Iterator[Allocations]:
-    """Follows what happens on the meta device as if it were a device of some kind.
+def follow(device: Device, existing: Iterable[Tensor]) -> Iterator[Allocations]:
+    """Follows what happens on the meta device as if it were another device.
 
     Args:
-        device: `"cpu"`, where operators are fused, or `"cuda"`.
+        device: What it stands for; on a CPU, operators are fused.
         existing: Tensors that are there before.
 
     Yields:
         The record.
     """
-    token = ops.meta_is_cpu.set(device == "cpu")
+    token = ops.meta_is_cpu.set(device.type == "cpu")
     try:
         with torch.no_grad(), Allocations(device, existing) as record, _Attention(record, device):
             yield record
@@ -119,7 +119,7 @@ def follow(device: str, existing: Iterable[Tensor]) -> Iterator[Allocations]:
 class _Attention(TorchFunctionMode):
     """Stands for PyTorch's attention, which on the meta device would make the matrix of scores that no other makes."""
 
-    def __init__(self, record: Allocations, device: str) -> None:
+    def __init__(self, record: Allocations, device: Device) -> None:
         super().__init__()
         self._record, self._device = record, device
 
@@ -133,7 +133,7 @@ class _Attention(TorchFunctionMode):
         query, key, value = (args[i] if i < len(args) else kwargs[name] for i, name in enumerate(names))
         *batch, heads, rows, _ = query.shape
         result = query.new_empty(*batch, rows, heads, value.shape[-1]).transpose(-3, -2)
-        self._record.passing(attention_bytes(query, key, value, self._device), result)
+        self._record.passing(attention_workspace(query, key, value, self._device), result)
         return result
 
 

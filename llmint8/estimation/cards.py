@@ -16,11 +16,13 @@ class Card:
         name: As it is sold.
         gigabytes: As it is sold.
         memory: Bytes that the driver reports.
+        architecture: Compute capability (80 for 8.0) or AMD's name, by which kernels and their workspace are chosen.
     """
 
     name: str
     gigabytes: int
     memory: int
+    architecture: int | str
 
     @property
     def usable(self) -> int:
@@ -31,21 +33,21 @@ class Card:
 # A known one for each size, with the MiB that `nvidia-smi` and `rocm-smi` show. They are not what is sold: ECC takes a
 # sixteenth of GDDR6, and an H100 has 79.6 GiB of the 80.
 CARDS = tuple(
-    Card(name, gigabytes, mib * MIB)
-    for name, gigabytes, mib in (
-        ("RTX 4060", 8, 8188),
-        ("RTX 3080", 10, 10240),
-        ("RTX 3060", 12, 12288),
-        ("RTX 4080", 16, 16376),
-        ("RTX 4090", 24, 24564),
-        ("RTX 5090", 32, 32607),
-        ("A100 40 GB", 40, 40960),
-        ("L40S", 48, 46068),
-        ("MI210", 64, 65520),
-        ("H100", 80, 81559),
-        ("RTX PRO 6000", 96, 97887),
-        ("H200", 141, 143771),
-        ("B200", 180, 183359),
-        ("MI300X", 192, 196592),
+    Card(name, gigabytes, mib * MIB, architecture)
+    for name, gigabytes, mib, architecture in (
+        ("RTX 4060", 8, 8188, 89),
+        ("RTX 3080", 10, 10240, 86),
+        ("RTX 3060", 12, 12288, 86),
+        ("RTX 4080", 16, 16376, 89),
+        ("RTX 4090", 24, 24564, 89),
+        ("RTX 5090", 32, 32607, 120),
+        ("A100 40 GB", 40, 40960, 80),
+        ("L40S", 48, 46068, 89),
+        ("MI210", 64, 65520, "gfx90a"),
+        ("H100", 80, 81559, 90),
+        ("RTX PRO 6000", 96, 97887, 120),
+        ("H200", 141, 143771, 90),
+        ("B200", 180, 183359, 100),
+        ("MI300X", 192, 196592, "gfx942"),
     )
 )

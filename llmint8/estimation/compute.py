@@ -1,7 +1,7 @@
 """`estimate`: what `llmint8 estimate` prints."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,12 @@ from llmint8.estimation.run import UnknownRunError, runs
 from llmint8.estimation.skeleton import max_context, skeleton
 from llmint8.estimation.source import Source, find
 from llmint8.estimation.weights import count_weights, largest_float_weight
+from llmint8.estimation.workspace import Device
 
 DEFAULT_CONTEXT = 4096
 # Tried for models that do not say how many positions they have.
 _LONGEST = 131072
+_WITHOUT_GPU = 80
 
 
 def estimate(
@@ -45,7 +47,8 @@ def estimate(
         context: Tokens of a sequence; 4096, or as many as the model was made for if that is less, if None.
         batch: Sequences.
         dtype: Of activations and of what is not int8; that of the checkpoint if None.
-        device: Where it is to run, `"cuda"` or `"cpu"`: their operators have workspaces of different sizes.
+        device: Where it is to run, `"cuda"` or `"cpu"`: their operators have workspaces of different sizes. On a GPU
+            that is the one here or, without one, one of compute capability 8.0; each of `cards` counts its own.
         auto_class: As in `from_pretrained`.
         trust_remote_code: Whether code that comes with the model may run.
 
@@ -64,9 +67,12 @@ def estimate(
     # 16-bit weights are quantized one at a time.
     on_top = 0 if source.is_int8 else largest_float_weight(int8, source.dtype)
     contexts = contexts_to_try(max(most or _LONGEST, context), context, _window(source.config))
-    footprints = [_footprint(int8, on_top, context, batch, device, notes)]
-    footprints.append(_footprint(plain, 0, context, batch, device, notes))
-    on_cards = [_on_gpus(model, contexts, batch) for model in (int8, plain)]
+    where = Device(device, _architecture() if device == "cuda" else None)
+    footprints = [_footprint(int8, on_top, context, batch, where, notes)]
+    footprints.append(_footprint(plain, 0, context, batch, where, notes))
+    # Unquantized, a model takes the same on all GPUs.
+    on_gpus = _on_gpus(int8, contexts, batch)
+    plain_on_gpus = dict.fromkeys(on_gpus, _on_gpu(plain, contexts, batch, _WITHOUT_GPU))
     return Estimate(
         model=os.fspath(path),
         architecture=type(plain).__name__,
@@ -78,7 +84,7 @@ def estimate(
         parameters=sum(p.numel() for p in plain.parameters()),
         int8=footprints[0],
         unquantized=footprints[1],
-        cards=_fits(contexts, on_cards, context, most, footprints),
+        cards=_fits(contexts, (on_gpus, plain_on_gpus), context, most, footprints),
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -106,7 +112,7 @@ def _notes(source: Source, context: int, most: int | None, device: str) -> Itera
 
 
 def _footprint(
-    model: PreTrainedModel, on_top: int, context: int, batch: int, device: str, notes: list[str]
+    model: PreTrainedModel, on_top: int, context: int, batch: int, device: Device, notes: list[str]
 ) -> Footprint:
     """What a model takes; a note says so if that is not known."""
     weights = count_weights(model)
@@ -118,17 +124,36 @@ def _footprint(
     return Footprint(weights, needed.kv_cache, needed.workspace, weights.total + on_top)
 
 
-def _on_gpus(model: PreTrainedModel, contexts: Sequence[int], batch: int) -> list[int] | None:
+def _architecture() -> int | str:
+    """The architecture of the GPU that is here; without one, that of those whose tensor cores multiply int8."""
+    from llmint8.kernels.triton import tiles
+
+    return tiles.architecture(torch.device("cuda", 0)) if torch.cuda.is_available() else _WITHOUT_GPU
+
+
+def _on_gpus(model: PreTrainedModel, contexts: Sequence[int], batch: int) -> dict[int | str, list[int] | None]:
+    """What `_on_gpu` finds for the architectures of all cards; those that need the same are followed once."""
+    from llmint8.kernels.triton.workspace import decides
+
+    found: dict[Any, list[int] | None] = {}
+    for architecture in dict.fromkeys(card.architecture for card in CARDS):
+        if (key := decides(architecture)) not in found:
+            found[key] = _on_gpu(model, contexts, batch, architecture)
+    return {card.architecture: found[decides(card.architecture)] for card in CARDS}
+
+
+def _on_gpu(model: PreTrainedModel, contexts: Sequence[int], batch: int, architecture: int | str) -> list[int] | None:
     """What each context takes on a GPU besides the weights; None if it is not known."""
     try:
-        return [needed.kv_cache + needed.workspace for needed in runs(model, contexts, batch, "cuda")]
+        needs = runs(model, contexts, batch, Device("cuda", architecture))
+        return [needed.kv_cache + needed.workspace for needed in needs]
     except UnknownRunError:
         return None
 
 
 def _fits(
     contexts: Sequence[int],
-    besides_weights: Sequence[list[int] | None],
+    besides_weights: Sequence[Mapping[int | str, list[int] | None]],
     context: int,
     most: int | None,
     footprints: Sequence[Footprint],
@@ -138,7 +163,8 @@ def _fits(
     for card in CARDS:
         fit: list[bool] = []
         longest: list[int | None] = []
-        for besides, footprint in zip(besides_weights, footprints, strict=True):
+        for by_architecture, footprint in zip(besides_weights, footprints, strict=True):
+            besides = by_architecture[card.architecture]
             free = card.usable - footprint.weights.total
             loads = footprint.loading <= card.usable
             if besides is None:

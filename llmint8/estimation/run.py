@@ -2,7 +2,7 @@
 
 Nothing is computed. The model's own code allocates and frees tensors of the right shapes, so the cache is what
 transformers keeps for this model (with grouped heads, windows, latent attention, states, ...), and the workspace is the
-most that is there at any time. What operators take inside is added by `operator_buffers`. Layers of one kind take the
+most that is there at any time. What operators take inside is added by `workspace`. Layers of one kind take the
 same, so of long models only the first layers of all kinds are run.
 """
 
@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 
 from llmint8.estimation.allocations import follow
+from llmint8.estimation.workspace import Device
 
 # Whatever it is that a model wants and does not get without data.
 _ERRORS = (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, KeyError, AttributeError)
@@ -41,7 +42,7 @@ class Run:
     workspace: int
 
 
-def runs(model: PreTrainedModel, contexts: Sequence[int], batch: int, device: str) -> list[Run]:
+def runs(model: PreTrainedModel, contexts: Sequence[int], batch: int, device: Device) -> list[Run]:
     """Follows a prefill and a decode step as `generate` does them, or one pass of a model that does not generate.
 
     An encoder-decoder reads as many tokens as `contexts` say, and its cache is full of as many that it has written.
@@ -50,7 +51,7 @@ def runs(model: PreTrainedModel, contexts: Sequence[int], batch: int, device: st
         model: On the meta device.
         contexts: Tokens of a sequence, at least 1, each for a run of its own.
         batch: Sequences, at least 1.
-        device: `"cpu"` or `"cuda"`.
+        device: Where it is to run.
 
     Raises:
         UnknownRunError: It cannot be followed.
@@ -68,7 +69,7 @@ def runs(model: PreTrainedModel, contexts: Sequence[int], batch: int, device: st
             raise UnknownRunError(f"{type(model).__name__} does not run without data: {first_line}") from error
 
 
-def _run(model: PreTrainedModel, context: int, batch: int, device: str, kinds: Sequence[list[int]]) -> Run:
+def _run(model: PreTrainedModel, context: int, batch: int, device: Device, kinds: Sequence[list[int]]) -> Run:
     tokens = torch.empty(batch, context, dtype=torch.long, device="meta")
     one = tokens[:, :1]
     encoder_decoder = bool(model.config.is_encoder_decoder)
@@ -98,7 +99,7 @@ def _run(model: PreTrainedModel, context: int, batch: int, device: str, kinds: S
     return Run(kept.used, max(prefill, decode))
 
 
-def _filled(model: PreTrainedModel, tokens: Tensor, device: str, kinds: Sequence[list[int]]) -> "_Kept":
+def _filled(model: PreTrainedModel, tokens: Tensor, device: Device, kinds: Sequence[list[int]]) -> "_Kept":
     """The cache of a decoder that has written as much as its encoder has read."""
     with follow(device, []):
         return _Kept(_cache_of(model(input_ids=tokens, decoder_input_ids=tokens)), kinds)

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from llmint8 import ops
-
-_ROWS = 8  # for more, arithmetic takes longer than reading the weight
+from llmint8.kernels.cpu.limits import MAX_FLOAT_ROWS
 
 
 class FloatLinear(nn.Linear):
@@ -28,7 +27,7 @@ class FloatLinear(nn.Linear):
         trained = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         if (
             input.device.type != "cpu"
-            or not 0 < input.numel() <= _ROWS * self.in_features
+            or not 0 < input.numel() <= MAX_FLOAT_ROWS * self.in_features
             or (torch.is_grad_enabled() and trained)
             or torch.is_autocast_enabled("cpu")
         ):

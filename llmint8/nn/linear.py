@@ -9,6 +9,7 @@ from torch.nn import Parameter
 
 from llmint8 import functional, ops
 from llmint8.config import Int8Config
+from llmint8.outliers import OutlierRule
 
 
 class Int8Linear(nn.Linear):
@@ -25,11 +26,13 @@ class Int8Linear(nn.Linear):
         bias: Floating point [out_features], or None.
         outlier_columns: int64, the columns that calibration found, in mode `"static"`; or None.
         int8_config: The runtime settings; may be replaced at any time.
+        outlier_rule: The same as the operators take them; follows `int8_config`.
     """
 
     weight_scale: Parameter
     column_scale: Parameter | None
     outlier_columns: Parameter | None
+    outlier_rule: OutlierRule
 
     def __init__(
         self,
@@ -180,7 +183,7 @@ class Int8Linear(nn.Linear):
             tensors["weight_scale"],
             tensors["bias"],
             tensors["outlier_columns"],
-            *self._settings,
+            self.outlier_rule,
         )
 
     @property
@@ -191,13 +194,7 @@ class Int8Linear(nn.Linear):
     @int8_config.setter
     def int8_config(self, config: Int8Config) -> None:
         self._int8_config = config
-        self._settings = (
-            config.mode or "budget",
-            config.threshold or 0.0,
-            config.columns(self.in_features),
-            bool(config.relative),
-            config.symmetric,
-        )
+        self.outlier_rule = config.rule(self.in_features)
 
     def set_column_scale(self, scale: Tensor | None) -> None:
         """Sets what columns of the input are multiplied by, or forgets it.

@@ -66,7 +66,7 @@ def test_a_model_that_cannot_be_loaded_does_not_fit(config_of_7b: Path, monkeypa
     footprint = llmint8.estimate(config_of_7b, context=16).int8
     assert footprint.total < footprint.loading  # a short context takes less than the largest weight
     memory = (footprint.total + footprint.loading) // 2 + RESERVED
-    card = Card("a card between them", 8, memory)
+    card = Card("a card between them", 8, memory, 89)
     monkeypatch.setattr("llmint8.estimation.compute.CARDS", (card,))
     (fit,) = llmint8.estimate(config_of_7b, context=16).cards
     assert not fit.int8

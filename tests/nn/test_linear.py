@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from llmint8 import Int8Config, Int8Linear, functional
-from llmint8.kernels.reference.int8_linear import DECODE_ROWS
+from llmint8.kernels.cpu.limits import DECODE_ROWS
 
 STATIC = Int8Config(mode="static", budget=5)
 CONFIGS = [
@@ -50,10 +50,7 @@ def bound(layer: Int8Linear, x: Tensor) -> Tensor:
     step = torch.zeros(x.shape[0], 1, dtype=torch.double)
     kept, outliers = total, None
     if x.shape[0] > DECODE_ROWS:
-        threshold, budget = config.threshold or 0, config.columns(layer.in_features)
-        outliers = functional.select_outliers(
-            x.float(), layer.outlier_columns, config.mode, threshold, budget, bool(config.relative)
-        )
+        outliers = functional.select_outliers(x.float(), layer.outlier_columns, layer.outlier_rule)
         if outliers is not None:
             kept = weight.masked_fill(outliers, 0).abs().sum(1)
         quantize = functional.quantize_rowwise if config.symmetric else functional.quantize_zeropoint

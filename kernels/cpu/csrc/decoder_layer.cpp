@@ -156,8 +156,8 @@ Tensor decoder_layer(const Tensor& x, const Tensor& cosine, const Tensor& sine, 
            position >= 0 && position < keys.size(2);
   };
   if (!takes()) {
-    static const auto reference = find("llmint8::decoder_layer_reference").typed<decltype(decoder_layer)>();
-    return reference.call(x, cosine, sine, keys, values, position, norms, head_norms, eps, add_one, weights, scales,
+    static const auto fallback = find("llmint8::decoder_layer_fallback").typed<decltype(decoder_layer)>();
+    return fallback.call(x, cosine, sine, keys, values, position, norms, head_norms, eps, add_one, weights, scales,
                           biases, scale, activation_name);
   }
   const Dtype dtype = *dtype_of(x);

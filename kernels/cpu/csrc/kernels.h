@@ -4,14 +4,11 @@
 
 #include <cstdint>
 
+#include "limits.h"
+
 namespace llmint8 {
 
 enum class Dtype : int { fp32, bf16, fp16 };
-
-// The largest K whose sums of products stay in int32: a code of 0 to 255 times a weight of -127 to 127.
-constexpr int64_t MAX_K = 1 << 16;
-// Rows of codes are padded to a multiple of this many bytes, so that a kernel may read whole vectors.
-constexpr int64_t ALIGNMENT = 64;
 
 struct Matrix {
   const void* data;
@@ -33,8 +30,8 @@ struct Output {
   Dtype dtype;
 };
 
-// In decode an element of x is three digits of base 256, or two if 16 bits are enough for every row.
-constexpr int DIGITS = 3, COARSE_DIGITS = 2, DIGIT_BITS = 8;
+// Fewer digits, where 16 bits are enough for every row, and the bits of one.
+constexpr int COARSE_DIGITS = 2, DIGIT_BITS = 8;
 
 // A row as codes: x is about scale * (code - zero).
 struct RowScale {
@@ -49,9 +46,6 @@ struct Decode {
   int count;           // D, DIGITS or COARSE_DIGITS
   int64_t m;
 };
-
-// More outlier columns than this are fixed point, as in decode: two or three int8 products are faster than one in fp32.
-constexpr int64_t FEW_OUTLIERS = 32;
 
 struct Prefill {
   const void* codes;  // [M, code_stride(K)]
@@ -90,8 +84,6 @@ struct Attention {
   bool causal;  // query i sees keys 0 to keys - queries + i
   void* y;      // [batch, queries, heads, depth]
 };
-
-constexpr int MAX_FLOAT_ROWS = 8;
 
 // A float weight, bf16 or fp32, that is read once, for 1 to MAX_FLOAT_ROWS rows.
 struct FloatLinear {

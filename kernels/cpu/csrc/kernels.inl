@@ -5,6 +5,7 @@
 // the whole library, which must not be one with instructions that the processor may lack.
 
 constexpr int PANEL = Isa::LANES * Isa::TILE_VECTORS;
+static_assert(PANEL <= KEY_PANEL, "Python estimates the workspace of attention by KEY_PANEL");
 constexpr int64_t BLOCK_DEPTH = 640;  // at most, of a packed panel, which stays in the first cache with what it meets
 
 using Code = Isa::Code;

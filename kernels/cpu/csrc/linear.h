@@ -16,14 +16,13 @@
 
 namespace llmint8 {
 
-constexpr int64_t DECODE_ROWS = 8;        // as in the reference
-constexpr int64_t PREFILL_ROWS = 2048;    // quantized at a time: bounds the workspace
 constexpr int64_t TASK_ROWS = 512;        // of a task: its sums stay in the second cache
 constexpr int64_t TASK_BYTES = 64 << 10;  // of the weight in a decode task
 
 inline const Kernels* kernels = available_kernels()[0];
 
-struct Settings {
+// `llmint8.outliers.OutlierRule`.
+struct OutlierRule {
   c10::string_view mode;
   double threshold;
   int64_t budget;
@@ -82,34 +81,34 @@ inline std::vector<float> outlier_scores(const Rows& x, bool relative, int threa
 
 // In ascending order.
 inline std::vector<int64_t> outlier_columns(const Rows& x, const std::optional<at::Tensor>& given,
-                                            const Settings& settings, int threads) {
+                                            const OutlierRule& rule, int threads) {
   std::vector<int64_t> columns;
-  if (settings.mode == "static") {
+  if (rule.mode == "static") {
     const at::Tensor indices = given->to(at::kLong).contiguous();
     columns.assign(indices.const_data_ptr<int64_t>(), indices.const_data_ptr<int64_t>() + indices.numel());
     std::sort(columns.begin(), columns.end());
     columns.erase(std::unique(columns.begin(), columns.end()), columns.end());
-  } else if (settings.mode == "threshold") {
-    const std::vector<float> scores = outlier_scores(x, settings.relative, threads);
+  } else if (rule.mode == "threshold") {
+    const std::vector<float> scores = outlier_scores(x, rule.relative, threads);
     for (int64_t k = 0; k < x.k; ++k) {
-      if (scores[k] >= static_cast<float>(settings.threshold)) columns.push_back(k);
+      if (scores[k] >= static_cast<float>(rule.threshold)) columns.push_back(k);
     }
-  } else if (settings.mode == "budget" && settings.budget > 0) {
-    if (settings.threshold <= 0 && settings.budget >= x.k) {
+  } else if (rule.mode == "budget" && rule.budget > 0) {
+    if (rule.threshold <= 0 && rule.budget >= x.k) {
       columns.resize(x.k);
       std::iota(columns.begin(), columns.end(), 0);
       return columns;
     }
-    const std::vector<float> scores = outlier_scores(x, settings.relative, threads);
+    const std::vector<float> scores = outlier_scores(x, rule.relative, threads);
     for (int64_t k = 0; k < x.k; ++k) {
-      if (scores[k] >= static_cast<float>(settings.threshold)) columns.push_back(k);
+      if (scores[k] >= static_cast<float>(rule.threshold)) columns.push_back(k);
     }
-    if (settings.budget < static_cast<int64_t>(columns.size())) {
+    if (rule.budget < static_cast<int64_t>(columns.size())) {
       const auto larger = [&](int64_t a, int64_t b) {
         return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
       };
-      std::nth_element(columns.begin(), columns.begin() + settings.budget, columns.end(), larger);
-      columns.resize(settings.budget);
+      std::nth_element(columns.begin(), columns.begin() + rule.budget, columns.end(), larger);
+      columns.resize(rule.budget);
       std::sort(columns.begin(), columns.end());
     }
   }
@@ -175,9 +174,9 @@ inline void decode(const Rows& x, const std::vector<Product>& products) {
 }
 
 inline void prefill(const Rows& x, const std::vector<Product>& products, const std::optional<at::Tensor>& given,
-                    const Settings& settings) {
+                    const OutlierRule& rule) {
   const int threads = at::get_num_threads();
-  const std::vector<int64_t> columns = outlier_columns(x, given, settings, threads);
+  const std::vector<int64_t> columns = outlier_columns(x, given, rule, threads);
   const int64_t count = columns.size(), stride = code_stride(x.k) * kernels->code_bytes;
   const int64_t most = std::min(x.m, PREFILL_ROWS);
   const at::Tensor codes = at::empty({most * stride}, at::kByte);
@@ -206,7 +205,7 @@ inline void prefill(const Rows& x, const std::vector<Product>& products, const s
               kernels->digitize(outlier, count, plane, digits.data_ptr<uint8_t>() + i * outlier_stride, &fine);
           if (fine) all_coarse = false;
         }
-        scales[i] = kernels->quantize(row, x.k, settings.symmetric, codes.data_ptr<uint8_t>() + i * stride);
+        scales[i] = kernels->quantize(row, x.k, rule.symmetric, codes.data_ptr<uint8_t>() + i * stride);
       }
     });
     const Prefill problem{codes.data_ptr(), scales.data(), m, columns.data(), count, outliers.data(),
@@ -230,11 +229,11 @@ inline void prefill(const Rows& x, const std::vector<Product>& products, const s
 }
 
 inline void multiply(const Rows& x, const std::vector<Product>& products, const std::optional<at::Tensor>& columns,
-                     const Settings& settings) {
+                     const OutlierRule& rule) {
   if (x.m <= DECODE_ROWS) {
     decode(x, products);
   } else {
-    prefill(x, products, columns, settings);
+    prefill(x, products, columns, rule);
   }
 }
 

@@ -23,9 +23,9 @@ Tensor float_linear(const Tensor& x, const Tensor& weight, const OptionalTensor&
   if (!streams || x.dim() == 0 || x.numel() == 0 || weight.dim() != 2 || weight.numel() == 0 ||
       x.size(-1) != weight.size(1) || x.numel() > MAX_FLOAT_ROWS * x.size(-1) || !same(weight) ||
       (bias && (bias->dim() != 1 || bias->size(0) != weight.size(0) || !same(*bias)))) {
-    static const auto reference = find("llmint8::float_linear_reference")
+    static const auto fallback = find("llmint8::float_linear_fallback")
                                       .typed<Tensor(const Tensor&, const Tensor&, const OptionalTensor&)>();
-    return reference.call(x, weight, bias);
+    return fallback.call(x, weight, bias);
   }
   const int64_t n = weight.size(0), k = weight.size(1), row_bytes = k * static_cast<int64_t>(x.element_size());
   const Tensor input = x.contiguous();
@@ -54,11 +54,11 @@ Heads heads_of(const Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.str
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale, bool causal) {
   if (!takes(q, k, v, causal)) {
-    static const auto reference = find("llmint8::attention_reference")
+    static const auto fallback = find("llmint8::attention_fallback")
                                       .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, double, bool)>();
-    return reference.call(q, k, v, scale, causal);
+    return fallback.call(q, k, v, scale, causal);
   }
-  constexpr int64_t FEW_QUERIES = 4, QUERIES = 64;  // of a decode; of a task of a prefill
+  constexpr int64_t QUERIES = 64;  // of a task of a prefill
   const int64_t batch = q.size(0), heads = q.size(1), key_heads = k.size(1), queries = q.size(2), depth = q.size(3);
   Tensor y = at::empty({batch, queries, heads, depth}, q.options());
   const Attention problem{heads_of(q), heads_of(k), heads_of(v), *dtype_of(q), batch,
@@ -103,9 +103,9 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, bool add_one)
   const bool takes = dtype_of(x) && x.scalar_type() == weight.scalar_type() && x.dim() > 0 && x.numel() > 0 &&
                      weight.is_cpu() && weight.dim() == 1 && weight.is_contiguous() && weight.size(0) == x.size(-1);
   if (!takes) {
-    static const auto reference =
-        find("llmint8::rms_norm_reference").typed<Tensor(const Tensor&, const Tensor&, double, bool)>();
-    return reference.call(x, weight, eps, add_one);
+    static const auto fallback =
+        find("llmint8::rms_norm_fallback").typed<Tensor(const Tensor&, const Tensor&, double, bool)>();
+    return fallback.call(x, weight, eps, add_one);
   }
   constexpr int64_t BLOCK = 8;
   const Tensor input = x.contiguous();
@@ -141,9 +141,9 @@ void rotate(Tensor& q, Tensor& k, const Tensor& cosine, const Tensor& sine) {
   if (!takes_rotation(q, cosine) || !takes_rotation(k, cosine) || sine.sizes() != cosine.sizes() ||
       sine.strides() != cosine.strides() || sine.scalar_type() != cosine.scalar_type() ||
       k.scalar_type() != q.scalar_type() || k.size(0) != q.size(0)) {
-    static const auto reference =
-        find("llmint8::rotate_reference").typed<void(Tensor&, Tensor&, const Tensor&, const Tensor&)>();
-    reference.call(q, k, cosine, sine);
+    static const auto fallback =
+        find("llmint8::rotate_fallback").typed<void(Tensor&, Tensor&, const Tensor&, const Tensor&)>();
+    fallback.call(q, k, cosine, sine);
     return;
   }
   const Dtype dtype = *dtype_of(q), angle_dtype = *dtype_of(cosine);

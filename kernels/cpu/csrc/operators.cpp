@@ -1,7 +1,6 @@
 // The int8 operators on a CPU.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -25,9 +24,9 @@ using Int8Linears = std::vector<Tensor>(const Tensor&, at::TensorList, at::Tenso
 using GatedMlp = Tensor(const Tensor&, at::TensorList, at::TensorList, const OptionalTensors&, const OptionalTensors&,
                         c10::string_view, int64_t, c10::string_view, double, int64_t, bool, bool);
 
-// Whether the kernels below are for this input; if not, the reference computes it, or says what is wrong with it.
+// Whether the kernels below are for this input; if not, the fallback computes it, or says what is wrong with it.
 bool takes(const Tensor& x, const Tensor& weight, const Tensor& weight_scale, const OptionalTensor& bias,
-           const OptionalTensor& columns, const Settings& settings) {
+           const OptionalTensor& columns, const OutlierRule& rule) {
   if (!dtype_of(x) || weight.scalar_type() != at::kChar || weight_scale.scalar_type() != at::kFloat) return false;
   if (weight.dim() != 2 || x.dim() == 0 || x.numel() == 0 || weight.numel() == 0) return false;
   const int64_t n = weight.size(0), k = weight.size(1);
@@ -35,14 +34,14 @@ bool takes(const Tensor& x, const Tensor& weight, const Tensor& weight_scale, co
   if (x.size(-1) != k || k > MAX_K) return false;
   if (bias && (bias->dim() != 1 || bias->size(0) != n || !dtype_of(*bias))) return false;
   if (!weight.is_cpu() || !weight_scale.is_cpu() || (bias && !bias->is_cpu())) return false;
-  if (settings.mode == "static" && x.numel() / k > DECODE_ROWS) {
+  if (rule.mode == "static" && x.numel() / k > DECODE_ROWS) {
     if (!columns || !columns->is_cpu() || columns->dim() != 1 || columns->scalar_type() != at::kLong) return false;
     const Tensor indices = columns->contiguous();
     const int64_t* index = indices.const_data_ptr<int64_t>();
     return std::all_of(index, index + indices.numel(), [&](int64_t i) { return 0 <= i && i < k; });
   }
-  return settings.mode == "budget" || settings.mode == "threshold" || settings.mode == "none" ||
-         settings.mode == "static";
+  return rule.mode == "budget" || rule.mode == "threshold" || rule.mode == "none" ||
+         rule.mode == "static";
 }
 
 // The rows of an input, and the tensor that they lie in.
@@ -68,15 +67,15 @@ Output output_of(Tensor& y) { return {y.mutable_data_ptr(), *dtype_of(y)}; }
 Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& weight_scale, const OptionalTensor& bias,
                    const OptionalTensor& columns, c10::string_view mode, double threshold, int64_t budget,
                    bool relative, bool symmetric) {
-  const Settings settings{mode, threshold, budget, relative, symmetric};
-  if (!takes(x, weight, weight_scale, bias, columns, settings)) {
-    static const auto reference = find("llmint8::int8_linear_reference").typed<Int8Linear>();
-    return reference.call(x, weight, weight_scale, bias, columns, mode, threshold, budget, relative, symmetric);
+  const OutlierRule rule{mode, threshold, budget, relative, symmetric};
+  if (!takes(x, weight, weight_scale, bias, columns, rule)) {
+    static const auto fallback = find("llmint8::int8_linear_fallback").typed<Int8Linear>();
+    return fallback.call(x, weight, weight_scale, bias, columns, mode, threshold, budget, relative, symmetric);
   }
   const Input input(x);
   const Layer layer(weight, weight_scale, bias);
   Tensor y = at::empty(with_features(x, weight.size(0)), x.options());
-  multiply(input.rows, {{layer.view(), {}, {}, output_of(y)}}, columns, settings);
+  multiply(input.rows, {{layer.view(), {}, {}, output_of(y)}}, columns, rule);
   return y;
 }
 
@@ -86,11 +85,11 @@ bool same_columns(const OptionalTensor& a, const OptionalTensor& b) {
 
 // Whether layers [0, count) take the same input with the same outlier columns.
 bool take_together(const Tensor& x, at::TensorList weights, at::TensorList scales, const OptionalTensors& biases,
-                   const OptionalTensors& columns, size_t count, const Settings& settings) {
+                   const OptionalTensors& columns, size_t count, const OutlierRule& rule) {
   if (weights.size() < count || scales.size() < count || biases.size() < count || columns.size() < count) return false;
-  const bool searched = settings.mode != "static" || x.numel() <= DECODE_ROWS * x.size(-1);
+  const bool searched = rule.mode != "static" || x.numel() <= DECODE_ROWS * x.size(-1);
   for (size_t i = 0; i < count; ++i) {
-    if (!takes(x, weights[i], scales[i], biases.get(i), columns.get(i), settings)) return false;
+    if (!takes(x, weights[i], scales[i], biases.get(i), columns.get(i), rule)) return false;
     if (!searched && !same_columns(columns.get(0), columns.get(i))) return false;
   }
   return true;
@@ -99,11 +98,11 @@ bool take_together(const Tensor& x, at::TensorList weights, at::TensorList scale
 std::vector<Tensor> int8_linears(const Tensor& x, at::TensorList weights, at::TensorList scales,
                                  const OptionalTensors& biases, const OptionalTensors& columns, c10::string_view mode,
                                  double threshold, int64_t budget, bool relative, bool symmetric) {
-  const Settings settings{mode, threshold, budget, relative, symmetric};
+  const OutlierRule rule{mode, threshold, budget, relative, symmetric};
   if (weights.empty() || x.dim() == 0 ||
-      !take_together(x, weights, scales, biases, columns, weights.size(), settings)) {
-    static const auto reference = find("llmint8::int8_linears_reference").typed<Int8Linears>();
-    return reference.call(x, weights, scales, biases, columns, mode, threshold, budget, relative, symmetric);
+      !take_together(x, weights, scales, biases, columns, weights.size(), rule)) {
+    static const auto fallback = find("llmint8::int8_linears_fallback").typed<Int8Linears>();
+    return fallback.call(x, weights, scales, biases, columns, mode, threshold, budget, relative, symmetric);
   }
   const Input input(x);
   std::vector<Layer> layers;
@@ -114,7 +113,7 @@ std::vector<Tensor> int8_linears(const Tensor& x, at::TensorList weights, at::Te
     results.push_back(at::empty(with_features(x, weights[i].size(0)), x.options()));
     products.push_back({layers[i].view(), {}, {}, output_of(results[i])});
   }
-  multiply(input.rows, products, columns.get(0), settings);
+  multiply(input.rows, products, columns.get(0), rule);
   return results;
 }
 
@@ -122,27 +121,27 @@ std::vector<Tensor> int8_linears(const Tensor& x, at::TensorList weights, at::Te
 Tensor gated_mlp(const Tensor& x, at::TensorList weights, at::TensorList scales, const OptionalTensors& biases,
                  const OptionalTensors& columns, c10::string_view activation, int64_t down_budget,
                  c10::string_view mode, double threshold, int64_t budget, bool relative, bool symmetric) {
-  const Settings settings{mode, threshold, budget, relative, symmetric};
+  const OutlierRule rule{mode, threshold, budget, relative, symmetric};
   const std::optional<Activation> kind = activation_of(activation);
   if (!kind || weights.size() != 3 || scales.size() != 3 || biases.size() != 3 || columns.size() != 3 || x.dim() == 0 ||
-      !take_together(x, weights, scales, biases, columns, 2, settings) || weights[0].size(0) != weights[1].size(0)) {
-    static const auto reference = find("llmint8::gated_mlp_reference").typed<GatedMlp>();
-    return reference.call(x, weights, scales, biases, columns, activation, down_budget, mode, threshold, budget,
+      !take_together(x, weights, scales, biases, columns, 2, rule) || weights[0].size(0) != weights[1].size(0)) {
+    static const auto fallback = find("llmint8::gated_mlp_fallback").typed<GatedMlp>();
+    return fallback.call(x, weights, scales, biases, columns, activation, down_budget, mode, threshold, budget,
                           relative, symmetric);
   }
   const Input input(x);
   const Layer gate(weights[0], scales[0], biases.get(0)), up(weights[1], scales[1], biases.get(1));
   Tensor hidden = at::empty(with_features(x, weights[1].size(0)), x.options());
-  multiply(input.rows, {{up.view(), gate.view(), *kind, output_of(hidden)}}, columns.get(0), settings);
+  multiply(input.rows, {{up.view(), gate.view(), *kind, output_of(hidden)}}, columns.get(0), rule);
   return int8_linear(hidden, weights[2], scales[2], biases.get(2), columns.get(2), mode, threshold, down_budget,
                      relative, symmetric);
 }
 
 std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight) {
   if (weight.dim() != 2 || !dtype_of(weight) || weight.numel() == 0) {
-    static const auto reference =
-        find("llmint8::quantize_weight_reference").typed<std::tuple<Tensor, Tensor>(const Tensor&)>();
-    return reference.call(weight);
+    static const auto fallback =
+        find("llmint8::quantize_weight_fallback").typed<std::tuple<Tensor, Tensor>(const Tensor&)>();
+    return fallback.call(weight);
   }
   const Tensor w = weight.contiguous();
   const int64_t n = w.size(0), k = w.size(1), row_bytes = k * w.element_size();
@@ -166,50 +165,18 @@ std::tuple<Tensor, Tensor> quantize_weight(const Tensor& weight) {
 
 // ---- gradients ----
 
-const auto& int8_linear_operator() {
-  static const auto handle = find("llmint8::int8_linear").typed<Int8Linear>();
-  return handle;
-}
-
-struct Gradient : torch::autograd::Function<Gradient> {
-  static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x, const Tensor& weight,
-                        const Tensor& weight_scale, const OptionalTensor& bias, const OptionalTensor& columns,
-                        const std::string& mode, double threshold, int64_t budget, bool relative, bool symmetric) {
-    context->save_for_backward({weight, weight_scale});
-    context->saved_data["bias_dtype"] = bias ? c10::IValue(static_cast<int64_t>(bias->scalar_type())) : c10::IValue();
-    at::AutoDispatchBelowADInplaceOrView below;
-    return int8_linear_operator().call(x, weight, weight_scale, bias, columns, mode, threshold, budget, relative,
-                                       symmetric);
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
-                                                 torch::autograd::variable_list gradients) {
-    static const auto grad_input = find("llmint8::int8_linear_grad_input")
-                                       .typed<Tensor(const Tensor&, const Tensor&, const Tensor&)>();
-    const auto saved = context->get_saved_variables();
-    const Tensor& gradient = gradients[0];
-    torch::autograd::variable_list result(10);
-    if (context->needs_input_grad(0)) result[0] = grad_input.call(gradient, saved[0], saved[1]);
-    const c10::IValue& bias_dtype = context->saved_data["bias_dtype"];
-    if (!bias_dtype.isNone() && context->needs_input_grad(3)) {
-      result[3] = gradient.reshape({-1, gradient.size(-1)})
-                      .to(at::kFloat)
-                      .sum(0)
-                      .to(static_cast<at::ScalarType>(bias_dtype.toInt()));
-    }
-    return result;
-  }
-};
-
+// The gradient is declared once, in Python. This is the way there, and past it where nobody asks for one: autograd in
+// Python would cost each call of a small model more than its product.
 Tensor int8_linear_autograd(c10::DispatchKeySet keys, const Tensor& x, const Tensor& weight,
                             const Tensor& weight_scale, const OptionalTensor& bias, const OptionalTensor& columns,
                             c10::string_view mode, double threshold, int64_t budget, bool relative, bool symmetric) {
   if (at::GradMode::is_enabled() && (x.requires_grad() || (bias && bias->requires_grad()))) {
-    return Gradient::apply(x, weight, weight_scale, bias, columns, std::string(mode), threshold, budget, relative,
-                           symmetric);
+    static const auto with_gradient = find("llmint8::int8_linear_with_gradient").typed<Int8Linear>();
+    return with_gradient.call(x, weight, weight_scale, bias, columns, mode, threshold, budget, relative, symmetric);
   }
-  return int8_linear_operator().redispatch(keys & c10::after_autograd_keyset, x, weight, weight_scale, bias, columns,
-                                           mode, threshold, budget, relative, symmetric);
+  static const auto plain = find("llmint8::int8_linear").typed<Int8Linear>();
+  return plain.redispatch(keys & c10::after_autograd_keyset, x, weight, weight_scale, bias, columns, mode, threshold,
+                          budget, relative, symmetric);
 }
 
 // ---- choice of the instruction set ----

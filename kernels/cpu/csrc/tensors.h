@@ -28,7 +28,7 @@ inline std::optional<Dtype> dtype_of(const Tensor& tensor) {
   }
 }
 
-// The operator of a name: each has a reference, `..._reference`, for what its kernels do not take.
+// The operator of a name: each has a fallback, `..._fallback`, for what its kernels do not take.
 inline const c10::OperatorHandle& find(const char* name) {
   static thread_local std::vector<std::pair<const char*, c10::OperatorHandle>> found;
   for (const auto& [known, handle] : found) {

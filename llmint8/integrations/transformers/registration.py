@@ -34,7 +34,7 @@ def _forget_earlier(module: str) -> None:
 
 
 def _register_operators() -> None:
-    from llmint8 import fused_ops, ops  # noqa: F401
+    from llmint8 import ops  # noqa: F401
 
 
 def _register_config() -> None:

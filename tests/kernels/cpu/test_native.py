@@ -5,27 +5,16 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
 
+from kernel_contract import DTYPES, ROWS, RULES, SIZES, U, check, make_columns, make_input, make_weight
 from llmint8 import functional, ops
 from llmint8.kernels.cpu import native
+from llmint8.kernels.cpu.limits import DECODE_ROWS, FEW_OUTLIERS
 from llmint8.kernels.reference import int8_linear as reference
+from llmint8.outliers import OutlierRule
 
 if not native.load():
     pytest.skip("there is no compiler for the native kernels", allow_module_level=True)
-
-DECODE_ROWS = reference.DECODE_ROWS
-FEW_OUTLIERS = 32  # as in kernels.h
-U = 2.0**-24
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-MODES = [
-    ("budget", 0.0, 5, True, False),
-    ("budget", 0.0, 400, False, True),
-    ("threshold", 3.0, 0, False, False),
-    ("threshold", 1e9, 0, False, True),
-    ("static", 0.0, 3, False, False),
-    ("none", 0.0, 0, False, False),
-]
 
 
 @pytest.fixture(params=native.instruction_sets())
@@ -35,40 +24,18 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     native.use_instruction_set(native.instruction_sets()[0])
 
 
-def allowed(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, expected: Tensor) -> Tensor:
-    """What may differ from the reference, which multiplies the same codes.
-
-    Twice the K + 8 roundings of an fp32 sum, of the size of its terms; where 16 bits stand for floating point, in
-    decode and for many outliers, half a step of those; and one rounding to the dtype, which may fall on either side.
-    """
-    w = functional.dequantize(weight, scale).abs()
-    largest, total = x.float().abs().amax(1, keepdim=True), w.sum(1)
-    size = x.float().abs() @ w.T + largest * total + (0 if bias is None else bias.float().abs())
-    digits = x.dtype != torch.float32 and (len(x) <= DECODE_ROWS or x.shape[1] > FEW_OUTLIERS)
-    steps = largest / (127 * 256) / 2 * total if digits else 0
-    info = torch.finfo(x.dtype)
-    return 2 * (x.shape[1] + 8) * U * size + steps + info.eps * expected.float().abs() + info.smallest_normal
-
-
-@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("m", [1, 2, 5, 7, 8, 9, 16, 33, 130])
-def test_same_as_the_reference(isa: str, m: int, dtype: torch.dtype, mode: tuple) -> None:
+@pytest.mark.parametrize("m", ROWS)
+def test_same_as_the_reference(isa: str, m: int, dtype: torch.dtype, rule: OutlierRule) -> None:
     generator = torch.Generator().manual_seed(m)
-    for k, n in [(1, 1), (1, 64), (2, 1), (31, 7), (32, 129), (100, 64), (257, 7), (576, 130), (1300, 66)]:
-        x = torch.randn(m, k, generator=generator)
-        x[:, k // 2] *= 20
-        x[m // 2] = 0
-        x = x.to(dtype)
-        weight, scale = functional.quantize_rowwise(torch.randn(n, k, generator=generator))
-        bias = torch.randn(n, generator=generator).to(dtype)
-        columns = torch.randperm(k, generator=generator)[:3] if mode[0] == "static" else None
+    for k, n in SIZES:
+        x, (weight, scale) = make_input(m, k, dtype, generator), make_weight(n, k, generator)
+        bias, columns = torch.randn(n, generator=generator).to(dtype), make_columns(rule, k, generator)
+        digits = dtype != torch.float32 and (m <= DECODE_ROWS or k > FEW_OUTLIERS)
         for b in (bias, bias.float(), None):
-            y = ops.int8_linear(x, weight, scale, b, columns, *mode)
-            expected = reference.int8_linear(x, weight, scale, b, columns, *mode)
-            assert y.dtype == dtype
-            error = (y.float() - expected.float()).abs()
-            assert (error <= allowed(x, weight, scale, b, expected)).all(), (k, n)
+            y = ops.int8_linear(x, weight, scale, b, columns, rule)
+            check(y, reference.int8_linear(x, weight, scale, b, columns, rule), x, weight, scale, b, digits)
 
 
 @pytest.mark.parametrize("k", [64, 4096, 65536])
@@ -80,9 +47,9 @@ def test_the_largest_products_do_not_saturate_or_overflow(isa: str, m: int, k: i
     scale = torch.full((8, 1), 1 / 127)
     for x in (torch.ones(m, k), -torch.ones(m, k), signs[:1].expand(m, k)):
         for symmetric in (True, False):
-            settings = (None, None, "none", 0.0, 0, False, symmetric)
-            y = ops.int8_linear(x, weight, scale, *settings)
-            expected = reference.int8_linear(x, weight, scale, *settings)
+            rule = OutlierRule("none", symmetric=symmetric)
+            y = ops.int8_linear(x, weight, scale, rule=rule)
+            expected = reference.int8_linear(x, weight, scale, None, None, rule)
             torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5 * k)
             exact = x.double() @ weight.double().T / 127  # +-1 is half a step off where both are in a row
             torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=0.004 * k)
@@ -99,16 +66,16 @@ def test_a_bad_row_spoils_no_other(isa: str, m: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(m, 100)
     weight, scale = functional.quantize_rowwise(torch.randn(70, 100))
-    settings = ("budget", 0.0, 4, False, False)
+    rule = OutlierRule("budget", budget=4)
     for bad in (float("nan"), float("inf"), -float("inf")):
         spoilt = x.clone()
         spoilt[1, 7] = bad
         clean = x.clone()
         clean[1, 7] = 0
-        y = ops.int8_linear(spoilt, weight, scale, None, None, *settings)
+        y = ops.int8_linear(spoilt, weight, scale, None, None, rule)
         assert not y[1].isfinite().any()
         others = torch.arange(m) != 1
-        assert torch.equal(y[others], ops.int8_linear(clean, weight, scale, None, None, *settings)[others])
+        assert torch.equal(y[others], ops.int8_linear(clean, weight, scale, None, None, rule)[others])
 
 
 def test_decode_is_the_same_in_any_batch_on_any_threads_with_any_instructions() -> None:
@@ -147,14 +114,14 @@ def test_prefill_is_the_same_on_any_threads(isa: str) -> None:
 
 def test_views_are_read_right(isa: str) -> None:
     weight, scale = functional.quantize_rowwise(torch.randn(40, 64))
-    settings = MODES[0]
+    rule = RULES["budget"]
     for m in (1, 5, 40):
         x = torch.randn(32, m).T
         for view in (weight[:, ::2], weight[:, 16:48], weight[:32].T[:32].T[:, :32]):
             s = scale[: len(view)]
-            expected = reference.int8_linear(x, view, s, None, None, *settings)
+            expected = reference.int8_linear(x, view, s, None, None, rule)
             for same in (x, torch.cat([x, x], 1)[:, 32:], x.T.contiguous().T):
-                y = ops.int8_linear(same, view, s, None, None, *settings)
+                y = ops.int8_linear(same, view, s, None, None, rule)
                 torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -16,16 +16,20 @@ from llmint8 import Int8Config, Int8Linear, ops
 from llmint8.kernels.triton import tiles
 from llmint8.kernels.triton.compile_only import compile_only
 from llmint8.kernels.triton.int8_linear import int8_linear
+from llmint8.outliers import OutlierRule
 
 MODES = {
-    "budget": (("budget", 0.0, 5, True, False), ["zeros", "column_scores", "quantize_rows", "mixed_linear"]),
+    "budget": (OutlierRule("budget", 0.0, 5, True, False), ["zeros", "column_scores", "quantize_rows", "mixed_linear"]),
     "many": (
-        ("budget", 1.0, 48, True, False),
+        OutlierRule("budget", 1.0, 48, True, False),
         ["zeros", "column_scores", "quantize_rows", "gather_outliers", "mixed_linear"],
     ),
-    "threshold": (("threshold", 6.0, 0, False, True), ["zeros", "column_scores", "quantize_rows", "mixed_linear"]),
-    "static": (("static", 0.0, 0, False, False), ["quantize_rows", "mixed_linear"]),
-    "none": (("none", 0.0, 0, False, False), ["quantize_rows", "mixed_linear"]),
+    "threshold": (
+        OutlierRule("threshold", 6.0, 0, False, True),
+        ["zeros", "column_scores", "quantize_rows", "mixed_linear"],
+    ),
+    "static": (OutlierRule("static", 0.0, 0, False, False), ["quantize_rows", "mixed_linear"]),
+    "none": (OutlierRule("none", 0.0, 0, False, False), ["quantize_rows", "mixed_linear"]),
 }
 COLUMNS = torch.tensor([3, 9])
 # Operators of PyTorch that make or look at a tensor without running anything on its device.
@@ -78,14 +82,14 @@ def test_fake_cuda_tensors_and_launches(
     monkeypatch.setattr(tiles, "_tables", lambda architecture, index: tiles.built_in(architecture))
     monkeypatch.setattr(tiles, "is_aligned", lambda x: True)  # fake tensors have no address
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    settings, prefill = MODES[mode]
+    rule, prefill = MODES[mode]
     with FakeTensorMode():  # an operator whose result depends on data would raise an error here
         x = torch.empty(m, 192, dtype=torch.bfloat16, device="cuda:0")
         weight = torch.empty(24, 192, dtype=torch.int8, device="cuda:0")
         scale, bias = torch.empty(24, 1, device="cuda:0"), torch.empty(24, device="cuda:0", dtype=torch.bfloat16)
         columns = torch.empty(2, dtype=torch.long, device="cuda:0") if mode == "static" else None
         launched.clear()
-        y = int8_linear(x, weight, scale, bias, columns, *settings)
+        y = int8_linear(x, weight, scale, bias, columns, rule)
     assert (y.shape, y.dtype, y.device) == ((m, 24), torch.bfloat16, torch.device("cuda:0"))
     if m == 1:
         assert launched == ["one_row"]
@@ -102,7 +106,7 @@ def test_fake_cuda_tensors_and_launches(
 def test_kernels_by_architecture(architecture: int | str, m: int) -> None:
     x, weight = torch.empty(m, 256, dtype=torch.float16), torch.zeros(64, 256, dtype=torch.int8)
     with compile_only(architecture) as launches:
-        int8_linear(x, weight, torch.ones(64, 1), None, None, *MODES["none"][0])
+        int8_linear(x, weight, torch.ones(64, 1), None, None, MODES["none"][0])
     names = [launch.binary.name.removesuffix("_kernel") for launch in launches]
     if m == 1:
         assert names == ["one_row"]

@@ -83,8 +83,8 @@ def test_without_a_working_triton_the_reference_runs(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(driver, "_active", None)  # there is no GPU, so there is no driver either
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 0))
-    runs_on = triton._runs_on.__wrapped__
+    why_not_on = triton.why_not_on.__wrapped__
     with pytest.warns(UserWarning, match="Triton does not work here"):
-        assert not runs_on(0)
+        assert "driver" in why_not_on(0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 0))
-    assert not runs_on(0)
+    assert why_not_on(0) == "the kernels need compute capability 7.5, this GPU has 7.0"

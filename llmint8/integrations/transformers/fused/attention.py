@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llmint8 import fused_ops
+from llmint8 import ops
 from llmint8.integrations.transformers.fused import growing_cache
 from llmint8.integrations.transformers.fused.conditions import only_int8, runs_fused, tensors
 from llmint8.integrations.transformers.fused.same_code import is_known
@@ -60,12 +60,12 @@ def fused_forward(base: type[nn.Module]) -> Any | None:
             )
         shape = hidden_states.shape[:-1]
         heads = (*shape, -1, self.head_dim)
-        query, key, value = fused_ops.int8_linears(hidden_states, *tensors(layers), *layers[0]._settings)
+        query, key, value = ops.int8_linears(hidden_states, *tensors(layers), layers[0].outlier_rule)
         query, key, value = query.view(heads), key.view(heads), value.view(heads)
         if "q_norm" in modules:
             query, key = modules["q_norm"](query), modules["k_norm"](key)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        fused_ops.rotate(query, key, *position_embeddings)
+        ops.rotate(query, key, *position_embeddings)
         if cache is not None:
             key, value = growing_cache.update(cache, key, value, self.layer_idx, kwargs)
         attend = ALL_ATTENTION_FUNCTIONS["sdpa"]

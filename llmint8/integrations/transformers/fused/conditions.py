@@ -38,15 +38,14 @@ def only_int8(layers: Sequence[nn.Module]) -> bool:
     for layer in layers:
         if type(layer) is not Int8Linear or not reads_input_as_it_is(layer):
             return False
-        if layer._settings != first._settings and not _differ_in_budget(layer, first):
+        if layer.outlier_rule != first.outlier_rule and not _differ_in_budget(layer, first):
             return False
     return not are_watched(layers)
 
 
 def _differ_in_budget(layer: Int8Linear, other: Int8Linear) -> bool:
-    """Whether two layers of different widths have the same settings but for the number of columns."""
-    (mode, threshold, _, *rest), (other_mode, other_threshold, _, *other_rest) = layer._settings, other._settings
-    same = (mode, threshold, rest) == (other_mode, other_threshold, other_rest)
+    """Whether two layers of different widths have the same rule but for the number of columns."""
+    same = layer.outlier_rule._replace(budget=0) == other.outlier_rule._replace(budget=0)
     return same and layer.in_features != other.in_features
 
 

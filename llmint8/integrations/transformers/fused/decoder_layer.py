@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmint8 import fused_ops
+from llmint8 import ops
 from llmint8.integrations.transformers.attention import asks_for_more, is_faster
 from llmint8.integrations.transformers.fused import gated_mlp, growing_cache, rms_norm
 from llmint8.integrations.transformers.fused.conditions import are_watched, is_fused, reads_input_as_it_is, runs_fused
 from llmint8.integrations.transformers.fused.same_code import is_known
+from llmint8.kernels.cpu.limits import DECODE_ROWS
 from llmint8.nn import Int8Linear
 
-_ROWS = 8  # that the int8 layers take without quantizing them
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
@@ -41,7 +41,7 @@ def fused_forward(base: type[nn.Module]) -> Any | None:
         if (
             attention_mask is None
             and hidden_states.shape[1] == 1
-            and hidden_states.shape[0] <= _ROWS
+            and hidden_states.shape[0] <= DECODE_ROWS
             and position_embeddings is not None
             and cache is not None
             and base.forward is plain
@@ -52,7 +52,7 @@ def fused_forward(base: type[nn.Module]) -> Any | None:
             and (room := growing_cache.room_for_one(cache, self.self_attn.layer_idx, hidden_states)) is not None
         ):
             norms, head_norms, eps, add_one, layers, activation = parts
-            output = fused_ops.decoder_layer(
+            output = ops.decoder_layer(
                 hidden_states,
                 *position_embeddings,
                 room.keys,

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llmint8 import fused_ops
+from llmint8 import ops
 from llmint8.integrations.transformers.fused.conditions import are_watched, only_int8, runs_fused, tensors
 from llmint8.integrations.transformers.fused.same_code import is_known
 
@@ -26,7 +26,7 @@ def fused_forward(base: type[nn.Module]) -> Any | None:
         if activation is None or base.forward is not plain or not only_int8(layers) or not runs_fused(x):
             return base.forward(self, x)
         gate, _, down = layers
-        return fused_ops.gated_mlp(x, *tensors(layers), activation, down._settings[2], *gate._settings)
+        return ops.gated_mlp(x, *tensors(layers), activation, down.outlier_rule.budget, gate.outlier_rule)
 
     return forward
 

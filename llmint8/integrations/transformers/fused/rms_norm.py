@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llmint8 import fused_ops
+from llmint8 import ops
 from llmint8.integrations.transformers.fused.conditions import runs_fused
 from llmint8.integrations.transformers.fused.same_code import is_known
 
@@ -49,7 +49,7 @@ def _forward(base: type[nn.Module], eps: str, add_one: bool) -> Any:
             and base.forward is plain
             and runs_fused(hidden_states)
         ):
-            return fused_ops.rms_norm(hidden_states, weight, getattr(self, eps), add_one)
+            return ops.rms_norm(hidden_states, weight, getattr(self, eps), add_one)
         return base.forward(self, hidden_states)
 
     return forward

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import llmint8
-from llmint8 import fused_ops
+from llmint8 import ops
 from llmint8.integrations.transformers.fused import fuse, unfuse
 from llmint8.integrations.transformers.fused.conditions import is_fused
 from llmint8.kernels.cpu import native
@@ -75,13 +75,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the fused operators that run."""
     names: list[str] = []
     for name in ("int8_linears", "gated_mlp", "rms_norm", "rotate", "decoder_layer"):
-        function = getattr(fused_ops, name)
+        function = getattr(ops, name)
 
         def spy(*args: Any, _name: str = name, _function: Callable = function) -> Any:
             names.append(_name)
             return _function(*args)
 
-        monkeypatch.setattr(fused_ops, name, spy)
+        monkeypatch.setattr(ops, name, spy)
     return names
 
 
@@ -231,7 +231,7 @@ def test_another_attention_is_respected() -> None:
     assert used == [20, 20, 1, 1]
 
 
-def test_layers_with_settings_of_their_own(calls: list[str]) -> None:
+def test_layers_withoutlier_rule_of_their_own(calls: list[str]) -> None:
     model = make("llama")
     model.model.layers[0].mlp.up_proj.int8_config = llmint8.Int8Config(threshold=1.0)
     run(model)
@@ -244,7 +244,7 @@ def test_a_budget_is_a_share_of_layers_of_several_widths(calls: list[str]) -> No
     for _, layer in int8_layers(model):
         layer.int8_config = llmint8.Int8Config()
     mlp = model.model.layers[0].mlp
-    assert mlp.gate_proj._settings != mlp.down_proj._settings
+    assert mlp.gate_proj.outlier_rule != mlp.down_proj.outlier_rule
     run(model)
     assert calls.count("gated_mlp") == 2
     mlp.down_proj.int8_config = llmint8.Int8Config(symmetric=True)

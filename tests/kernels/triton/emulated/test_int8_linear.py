@@ -9,21 +9,24 @@ import torch
 from ptxemu import emulate
 from torch import Tensor, nn
 
+from kernel_contract import DTYPES, allowed
 from llmint8 import Int8Linear, functional, ops, quantize_
+from llmint8.kernels import backend
 from llmint8.kernels.triton import quantize_rows, tiles, tuning
 from llmint8.kernels.triton.int8_linear import int8_linear
 from llmint8.kernels.triton.mixed_linear import mixed_linear
 from llmint8.kernels.triton.weight_only_linear import weight_only_linear
+from llmint8.ops import registry
+from llmint8.outliers import OutlierRule
 
 # An emulator takes minutes, and the code for 86 is that for 80: LLMINT8_EMULATE=all runs both, and 120.
 ARCHITECTURES = (80, 86, 89, 120) if os.environ.get("LLMINT8_EMULATE") == "all" else (80, 89)
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 COLUMNS = torch.tensor([3, 9, 3])
-MODES = {
-    "threshold": ("threshold", 6.0, 0, False),
-    "budget": ("budget", 3.5, 5, True),
-    "static": ("static", 0.0, 2, False),
-    "none": ("none", 0.0, 0, False),
+RULES = {
+    "threshold": OutlierRule("threshold", threshold=6.0),
+    "budget": OutlierRule("budget", threshold=3.5, budget=5, relative=True),
+    "static": OutlierRule("static", budget=2),
+    "none": OutlierRule("none"),
 }
 PREFILL = {"threshold": 3, "budget": 3, "static": 2, "none": 2}
 
@@ -42,27 +45,25 @@ def make_input(m: int, k: int, dtype: torch.dtype, strided: bool = False) -> Ten
 
 
 def check(y: Tensor, expected: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> None:
-    """The bounds of the interpreted kernels."""
-    w = functional.dequantize(weight, scale)
-    size = x.float().abs() @ w.abs().T + x.float().abs().amax(1, keepdim=True) * w.abs().sum(1)
-    allowed = 2 * (x.shape[1] + 8) * 2**-24 * size + torch.finfo(x.dtype).eps * (1 + expected.float().abs())
-    wrong = (y.float() - expected.float()).abs() > allowed
+    """The contract's bounds, for a bias of the size of 1."""
+    limit = allowed(x, weight, scale, None, expected) + torch.finfo(x.dtype).eps
+    wrong = (y.float() - expected.float()).abs() > limit
     assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()}, first at {wrong.nonzero()[0].tolist()}"
 
 
 def run_layer(x: Tensor, n: int, mode: str, symmetric: bool) -> tuple[Tensor, Int8Linear]:
     layer = Int8Linear.from_float(nn.Linear(x.shape[1], n, dtype=x.dtype))
-    layer._settings = (*MODES[mode], symmetric)
+    layer.outlier_rule = RULES[mode]._replace(symmetric=symmetric)
     layer.set_outlier_columns(COLUMNS if mode == "static" else None)
     with torch.no_grad():
         return layer(x), layer
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", RULES)
 def test_the_whole_layer(emulator: Any, mode: str, symmetric: bool) -> None:
     torch.manual_seed(0)
-    case = list(MODES).index(mode) + 2 * symmetric
+    case = list(RULES).index(mode) + 2 * symmetric
     sizes = ((33, 31, 7), (70, 100, 129), (40, 576, 64))
     for i in (case, case + 1):  # each mode meets two of the sizes, symmetric and not other ones, in changing dtypes
         m, k, n = sizes[i % 3]
@@ -72,7 +73,7 @@ def test_the_whole_layer(emulator: Any, mode: str, symmetric: bool) -> None:
         _, *launches = emulator.launches  # the first one quantized the weight
         assert len(launches) == PREFILL[mode]  # and the zeros that the scores start from
         weight, scale, bias = layer.weight, layer.weight_scale, layer.bias
-        outliers = functional.select_outliers(x, layer.outlier_columns, *MODES[mode])
+        outliers = functional.select_outliers(x, layer.outlier_columns, RULES[mode])
         expected = functional.mixed_linear(x, weight, scale, bias, outliers, symmetric)
         check(y, expected, x, weight, scale)
 
@@ -107,9 +108,9 @@ def test_every_tile(emulator: Any, dtype: torch.dtype) -> None:
                 elif dtype == torch.float32 and most > tiles.FP32_ROWS:
                     continue  # such a tile is not for fp32
                 else:
-                    rows = quantize_rows.quantize_rows(x, None, "budget", 0.0, 37, True, False)
+                    rows = quantize_rows.quantize_rows(x, None, OutlierRule("budget", budget=37, relative=True))
                     y = mixed_linear(x, rows, weight, scale, None, tile)
-                    outliers = functional.select_outliers(x, None, "budget", 0.0, 37, True)
+                    outliers = functional.select_outliers(x, None, OutlierRule("budget", budget=37, relative=True))
                     expected = functional.mixed_linear(x, weight, scale, None, outliers, False)
                 check(y, expected, x, weight, scale)
 
@@ -119,7 +120,9 @@ def test_decoding_reads_each_byte_of_the_weight_once(emulator: Any) -> None:
         weight, scale = functional.quantize_rowwise(torch.randn(n, k))
         for m in (1, 2, 16, 17, 32):
             emulator.launches.clear()
-            int8_linear(torch.randn(m, k).half(), weight, scale, None, None, "budget", 0.0, 5, True, False)
+            int8_linear(
+                torch.randn(m, k).half(), weight, scale, None, None, OutlierRule("budget", budget=5, relative=True)
+            )
             assert [launch.loaded["weight"] for launch in emulator.launches] == [n * k]
 
 
@@ -128,30 +131,32 @@ def test_prefill_reads_only_outlier_columns_of_the_weight_twice(emulator: Any) -
         weight, scale = functional.quantize_rowwise(torch.randn(n, k))
         for symmetric in (True, False):
             emulator.launches.clear()
-            int8_linear(torch.randn(40, k).half(), weight, scale, None, None, "budget", 0.0, 5, True, symmetric)
+            int8_linear(
+                torch.randn(40, k).half(), weight, scale, None, None, OutlierRule("budget", 0.0, 5, True, symmetric)
+            )
             assert emulator.launches[-1].loaded["weight"] == n * (k + 5)
             assert emulator.launches[-1].mma  # tensor cores
 
 
 def test_x_is_read_once_more_than_necessary(emulator: Any) -> None:
     weight, scale = functional.quantize_rowwise(torch.randn(32, 576))
-    int8_linear(torch.randn(40, 576).half(), weight, scale, None, None, "budget", 0.0, 5, True, False)
+    int8_linear(torch.randn(40, 576).half(), weight, scale, None, None, OutlierRule("budget", budget=5, relative=True))
     scores, quantize, product = emulator.launches
     assert scores.loaded["x"] == quantize.loaded["x"] == 40 * 576 * 2
     assert product.loaded["x"] == 40 * 5 * 2
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", RULES)
 def test_extreme_sizes(emulator: Any, mode: str) -> None:
     torch.manual_seed(0)
     for m, k, n in ((1, 1, 1), (5, 1, 3), (40, 1, 1), (40, 2, 1), (40, 5, 1), (600, 17, 9)):
         x = make_input(m, k, torch.float16) if k > 3 else torch.randn(m, k).half()
         weight, scale = functional.quantize_rowwise(torch.randn(n, k))
         columns = torch.tensor([0, 0]) if mode == "static" else None
-        y = int8_linear(x, weight, scale, None, columns, *MODES[mode], False)
+        y = int8_linear(x, weight, scale, None, columns, RULES[mode])
         expected = functional.weight_only_linear(x, weight, scale)
         if m > tiles.DECODE_ROWS:
-            outliers = functional.select_outliers(x, columns, *MODES[mode])
+            outliers = functional.select_outliers(x, columns, RULES[mode])
             expected = functional.mixed_linear(x, weight, scale, None, outliers, False)
         check(y, expected, x, weight, scale)
 
@@ -164,8 +169,8 @@ def test_long_rows(emulator: Any, k: int) -> None:
     weight, scale = functional.quantize_rowwise(torch.randn(3, k))
     for mode, symmetric in (("budget", False), ("static", True)):
         columns = COLUMNS if mode == "static" else None
-        y = int8_linear(x, weight, scale, None, columns, *MODES[mode], symmetric)
-        outliers = functional.select_outliers(x, columns, *MODES[mode])
+        y = int8_linear(x, weight, scale, None, columns, RULES[mode]._replace(symmetric=symmetric))
+        outliers = functional.select_outliers(x, columns, RULES[mode])
         check(y, functional.mixed_linear(x, weight, scale, None, outliers, symmetric), x, weight, scale)
 
 
@@ -176,8 +181,8 @@ def test_rows_that_lie_far_apart(emulator: Any) -> None:
     for m, stride in ((20, 1 << 27), (33, 1 << 26)):
         x = torch.empty((m - 1) * stride + 64, dtype=torch.float16).as_strided((m, 64), (stride, 1))  # never touched
         x.copy_(make_input(m, 64, torch.float16))
-        y = int8_linear(x, weight, scale, None, None, *MODES["budget"], False)
-        assert torch.equal(y, int8_linear(x.contiguous(), weight, scale, None, None, *MODES["budget"], False))
+        y = int8_linear(x, weight, scale, None, None, RULES["budget"])
+        assert torch.equal(y, int8_linear(x.contiguous(), weight, scale, None, None, RULES["budget"]))
 
 
 @pytest.mark.parametrize("emulator", [80], indirect=True, ids="sm_{}".format)
@@ -186,12 +191,12 @@ def test_thresholds_and_columns_at_the_edge(emulator: Any) -> None:
     x = make_input(40, 48, torch.float16)
     weight, scale = functional.quantize_rowwise(torch.randn(24, 48))
     for threshold in (-1.0, 0.0, 1e-46, 60.0, 1e39, torch.inf):
-        y = int8_linear(x, weight, scale, None, None, "threshold", threshold, 0, False, False)
-        outliers = functional.select_outliers(x, None, "threshold", threshold, 0, False)
+        y = int8_linear(x, weight, scale, None, None, OutlierRule("threshold", threshold))
+        outliers = functional.select_outliers(x, None, OutlierRule("threshold", threshold))
         check(y, functional.mixed_linear(x, weight, scale, None, outliers, False), x, weight, scale)
     for columns in (torch.empty(0, dtype=torch.long), torch.arange(48).repeat(2)):
-        y = int8_linear(x, weight, scale, None, columns, "static", 0.0, 0, False, False)
-        outliers = functional.select_outliers(x, columns, "static", 0.0, 0, False)
+        y = int8_linear(x, weight, scale, None, columns, OutlierRule("static"))
+        outliers = functional.select_outliers(x, columns, OutlierRule("static"))
         check(y, functional.mixed_linear(x, weight, scale, None, outliers, False), x, weight, scale)
 
 
@@ -201,11 +206,11 @@ def test_bad_input_is_refused_before_anything_is_launched(emulator: Any) -> None
     weight, scale = functional.quantize_rowwise(torch.randn(24, 48))
     for m in (1, 20, 40):
         with pytest.raises(ValueError, match="mode must be"):
-            ops.int8_linear(x[:m], weight, scale, mode="median")
+            ops.int8_linear(x[:m], weight, scale, rule=OutlierRule("median"))
     with pytest.raises(ValueError, match="calibrate"):
-        ops.int8_linear(x, weight, scale, mode="static")
+        ops.int8_linear(x, weight, scale, rule=OutlierRule("static"))
     with pytest.raises(TypeError, match=r"outlier_columns must be int64, got torch\.bool"):
-        ops.int8_linear(x, weight, scale, mode="static", outlier_columns=torch.zeros(48, dtype=torch.bool))
+        ops.int8_linear(x, weight, scale, None, torch.zeros(48, dtype=torch.bool), OutlierRule("static"))
     for bad in (scale[:1], scale[:-1], scale.flatten()):
         with pytest.raises(ValueError, match="weight_scale"):
             ops.dequantize_weight(weight, bad)
@@ -241,7 +246,7 @@ def test_a_row_that_is_not_finite_spoils_itself_only(emulator: Any) -> None:
             for symmetric in (True, False):
                 x = torch.randn(m, 48).half()
                 x[m // 2, 6] = bad
-                y = int8_linear(x, weight, scale, None, COLUMNS, "static", 0.0, 2, False, symmetric)
+                y = int8_linear(x, weight, scale, None, COLUMNS, OutlierRule("static", 0.0, 2, False, symmetric))
                 spoilt = torch.arange(m) == m // 2
                 assert not y[spoilt].isfinite().any()
                 assert y[~spoilt].isfinite().all()
@@ -261,7 +266,7 @@ def test_a_model_says_the_same(emulator: Any) -> None:
     assert any(launch.kernel == "one_row_kernel" for launch in emulator.launches)
     launched = len(emulator.launches)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops.triton, "takes", lambda x: False)
+        patch.setattr(registry, "BACKENDS", (backend.REFERENCE,))
         assert torch.equal(model.generate(prompt, max_new_tokens=6, do_sample=False, eos_token_id=None), y)
     assert len(emulator.launches) == launched
 

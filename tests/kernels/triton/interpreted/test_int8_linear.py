@@ -1,20 +1,21 @@
 """Every kernel, interpreted, against `functional`."""
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import kernel_contract
+from kernel_contract import DTYPES
 from llmint8 import functional
 from llmint8.kernels.triton import column_scores, quantize_rows, tiles
 from llmint8.kernels.triton.int8_linear import int8_linear
+from llmint8.outliers import OutlierRule
 
 ROWS = (1, 2, 15, 16, 17, 33, 130)
 FEATURES = (1, 31, 32, 100, 257, 576)
 OUTPUTS = (1, 7, 64, 129)
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Numbers of outlier columns: one turn of the loop over them takes 16 or 32.
 OUTLIERS = (0, 1, 7, 32, 37, "all")
 
@@ -25,16 +26,16 @@ def _several_rows_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize_rows, "PROGRAMS", 3)
 
 
-def settings(n_outliers: int | str, k: int, case: int) -> tuple[tuple[Any, ...], Tensor | None]:
+def settings(n_outliers: int | str, k: int, case: int) -> tuple[OutlierRule, Tensor | None]:
     """A setting that has so many outlier columns, of a mode that depends on the case; `make_input` fits."""
     count = k if n_outliers == "all" else min(int(n_outliers), k)
     symmetric, relative = bool(case & 1), bool(case & 2)
     if case % 3 == 0:
-        return ("threshold", 6.0 if count else 1e9, 0, relative, symmetric), None
+        return OutlierRule("threshold", 6.0 if count else 1e9, 0, relative, symmetric), None
     if case % 3 == 1:
-        return ("budget", 0.0, count, relative, symmetric), None
+        return OutlierRule("budget", 0.0, count, relative, symmetric), None
     columns = torch.randperm(k)[:count]
-    return ("static", 0.0, count, False, symmetric), torch.cat([columns, columns[:1]])  # one of them twice
+    return OutlierRule("static", 0.0, count, False, symmetric), torch.cat([columns, columns[:1]])  # one of them twice
 
 
 def make_input(m: int, k: int, dtype: torch.dtype, n_outliers: int | str, strided: bool) -> Tensor:
@@ -47,28 +48,12 @@ def make_input(m: int, k: int, dtype: torch.dtype, n_outliers: int | str, stride
     return x.to(dtype)
 
 
-def expected(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, columns: Tensor | None, *mode: Any
-) -> Tensor:
-    if x.shape[0] <= tiles.DECODE_ROWS:
-        return functional.weight_only_linear(x, weight, scale, bias)
-    outliers = functional.select_outliers(x, columns, *mode[:4])
-    return functional.mixed_linear(x, weight, scale, bias, outliers, mode[4])
-
-
-def check(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, columns: Tensor | None, *mode: Any) -> None:
-    """Compares with the bounds of the CPU kernels: the order of fp32 sums, and one rounding on either side."""
-    y = int8_linear(x, weight, scale, bias, columns, *mode)
-    wanted = expected(x, weight, scale, bias, columns, *mode)
-    k = x.shape[1]
-    w = functional.dequantize(weight, scale)
-    size = x.float().abs() @ w.abs().T + x.float().abs().amax(1, keepdim=True) * w.abs().sum(1)
-    if bias is not None:
-        size += bias.float().abs()
-    allowed = 2 * (k + 8) * 2**-24 * size + torch.finfo(x.dtype).eps * wanted.float().abs()
-    assert y.dtype == x.dtype
-    wrong = (y.float() - wanted.float()).abs() > allowed
-    assert not wrong.any(), f"{int(wrong.sum())} of {wrong.numel()}, first at {wrong.nonzero()[0].tolist()}"
+def check(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, columns: Tensor | None, rule: OutlierRule
+) -> None:
+    y = int8_linear(x, weight, scale, bias, columns, rule)
+    wanted = kernel_contract.expected(x, weight, scale, bias, columns, rule, tiles.DECODE_ROWS)
+    kernel_contract.check(y, wanted, x, weight, scale, bias)
 
 
 @pytest.mark.parametrize("n", OUTPUTS)
@@ -85,8 +70,8 @@ def test_same_as_functional(m: int, k: int, n: int) -> None:
             continue
         x = make_input(m, k, dtype, n_outliers, strided=case % 4 < 2)
         bias = torch.randn(n).to(dtype) if case % 5 else None
-        mode, columns = settings(n_outliers, k, case // 3 + n)
-        check(x, weight, scale, bias, columns, *mode)
+        rule, columns = settings(n_outliers, k, case // 3 + n)
+        check(x, weight, scale, bias, columns, rule)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -95,7 +80,7 @@ def test_many_outlier_columns_are_gathered(n_outliers: int, dtype: torch.dtype) 
     torch.manual_seed(n_outliers)
     weight, scale = functional.quantize_rowwise(torch.randn(33, 576))
     x = make_input(70, 576, dtype, n_outliers, strided=True)
-    check(x, weight, scale, torch.randn(33).to(dtype), None, "budget", 6.0, 144, False, False)
+    check(x, weight, scale, torch.randn(33).to(dtype), None, OutlierRule("budget", 6.0, 144))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -110,7 +95,7 @@ def test_a_row_that_is_not_finite_spoils_itself_only(m: int, mode: str, symmetri
         x[:, 5] *= 30
         clean = x.clone()
         x[m // 2, column] = bad
-        arguments = (weight, scale, None, columns, mode, 6.0, 2, True, symmetric)
+        arguments = (weight, scale, None, columns, OutlierRule(mode, 6.0, 2, True, symmetric))
         y, others = int8_linear(x, *arguments), torch.arange(m) != m // 2
         assert not y[m // 2].isfinite().any()
         torch.testing.assert_close(y[others], int8_linear(clean, *arguments)[others], rtol=1e-3, atol=1e-3)
@@ -123,18 +108,18 @@ def test_rows_that_do_not_fit_registers(monkeypatch: pytest.MonkeyPatch, k: int)
     weight, scale = functional.quantize_rowwise(torch.randn(8, k))
     for case in range(6):
         x = make_input(40, k, torch.float16, 7, strided=False)
-        mode, columns = settings(7, k, case)
-        check(x, weight, scale, None, columns, *mode)
+        rule, columns = settings(7, k, case)
+        check(x, weight, scale, None, columns, rule)
 
 
 def test_of_equal_scores_the_first_columns_count() -> None:
     x = torch.ones(40, 300)
     x[:, 100:] = -2
     x[:, 7] = 3
-    rows = quantize_rows.quantize_rows(x, None, "budget", 0.0, 9, False, False)
+    rows = quantize_rows.quantize_rows(x, None, OutlierRule("budget", budget=9))
     assert rows.columns.tolist() == [7, *range(100, 108)]
     assert rows.n_columns.item() == 9
-    everything = quantize_rows.quantize_rows(torch.zeros(40, 20), None, "budget", 0.0, 32, True, False)
+    everything = quantize_rows.quantize_rows(torch.zeros(40, 20), None, OutlierRule("budget", budget=32, relative=True))
     assert everything.columns.tolist() == list(range(20))
 
 
@@ -144,8 +129,9 @@ def test_the_floor_of_a_budget(largest_row: int, monkeypatch: pytest.MonkeyPatch
     x = torch.ones(9, 100)
     x[3, [7, 70, 99]] = torch.tensor([9.0, -7.0, 8.0])
     for budget, threshold in ((2, 0.0), (2, 7.0), (8, 7.0), (8, 100.0), (100, 8.0)):
-        rows = quantize_rows.quantize_rows(x, None, "budget", threshold, budget, False, False)
-        expected = functional.select_outliers(x, None, "budget", threshold, budget, False).nonzero().flatten()
+        rule = OutlierRule("budget", threshold, budget)
+        rows = quantize_rows.quantize_rows(x, None, rule)
+        expected = functional.select_outliers(x, None, rule).nonzero().flatten()
         assert rows.columns[: rows.n_columns].tolist() == expected.tolist()
 
 
@@ -157,7 +143,7 @@ def test_codes_are_those_of_functional(dtype: torch.dtype, symmetric: bool) -> N
     x[3] = 0
     x[4] = x[4].abs()
     x[5] = x[5] * torch.finfo(dtype).tiny
-    rows = quantize_rows.quantize_rows(x, symmetric=symmetric)
+    rows = quantize_rows.quantize_rows(x, None, OutlierRule("none", symmetric=symmetric))
     wanted = functional.quantize_rowwise(x) if symmetric else functional.quantize_zeropoint(x)
     assert torch.equal(rows.codes, wanted[0])
     assert torch.equal(rows.scale, wanted[1].flatten())
@@ -181,6 +167,6 @@ def test_what_cannot_be_contiguous_is_copied() -> None:
     x = torch.randn(48, 40).T
     wide = torch.randn(40, 96)
     for m in (1, 5, 40):
-        check(x[:m], weight[:, ::2], scale, None, None, "budget", 0.0, 4, True, False)
-        check(wide[:m, 24:72], weight[:, 24:72], scale, None, None, "budget", 0.0, 4, True, False)
-        check(wide[:1].expand(m, 96), weight, scale, None, None, "none", 0.0, 0, True, True)
+        check(x[:m], weight[:, ::2], scale, None, None, OutlierRule("budget", budget=4, relative=True))
+        check(wide[:m, 24:72], weight[:, 24:72], scale, None, None, OutlierRule("budget", budget=4, relative=True))
+        check(wide[:1].expand(m, 96), weight, scale, None, None, OutlierRule("none", symmetric=True))

@@ -10,8 +10,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llmint8
-from llmint8 import Int8Config, Int8Linear, ops
-from llmint8.kernels.triton import column_scores, int8_linear, int_mm_linear, quantize_rows, tiles
+from llmint8 import Int8Config, Int8Linear, functional, ops
+from llmint8.kernels import backend
+from llmint8.kernels.triton import column_scores, int8_linear, quantize_rows, tiles
+from llmint8.ops import registry
+from llmint8.outliers import OutlierRule
 
 SETTINGS = {"budget": {"budget": 4}, "threshold": {"threshold": 6.0}, "none": {}}
 
@@ -25,15 +28,15 @@ def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("mode", ["budget", "threshold", "static", "none"])
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
-def test_a_layer_compiles_to_one_graph(mode: str, backend: str) -> None:
+@pytest.mark.parametrize("compiler", ["eager", "inductor"])
+def test_a_layer_compiles_to_one_graph(mode: str, compiler: str) -> None:
     torch.compiler.reset()
     torch.manual_seed(0)
     layer = Int8Linear.from_float(nn.Linear(48, 24))
     layer.int8_config = Int8Config(mode=mode, **SETTINGS.get(mode, {"budget": 2}))
     if mode == "static":
         layer.set_outlier_columns(torch.tensor([3, 9]))
-    compiled = torch.compile(lambda x: layer(x).relu(), fullgraph=True, backend=backend)
+    compiled = torch.compile(lambda x: layer(x).relu(), fullgraph=True, backend=compiler)
     with torch.no_grad():
         for m in (1, 40):
             x = torch.randn(m, 48)
@@ -52,7 +55,7 @@ def test_two_layers_of_a_model_say_the_same_text(smollm2: Path, monkeypatch: pyt
     monkeypatch.setattr(int8_linear, "mixed_linear", counting(int8_linear.mixed_linear, calls))
     said = tokenizer.decode(model.generate(prompt, max_new_tokens=3, do_sample=False)[0])
     assert len(calls) == 14  # of prefill; each token after it is decoded
-    monkeypatch.setattr(ops.triton, "takes", lambda x: False)
+    monkeypatch.setattr(registry, "BACKENDS", (backend.REFERENCE,))
     assert tokenizer.decode(model.generate(prompt, max_new_tokens=3, do_sample=False)[0]) == said
     assert len(calls) == 14
 
@@ -69,7 +72,6 @@ def counting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., An
 @pytest.mark.parametrize("mode", ["budget", "static", "none"])
 def test_where_pytorch_multiplies(mode: str, symmetric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "tables", lambda device: tiles.built_in(75))
-    monkeypatch.setattr(int_mm_linear, "ARCHITECTURES", (tiles.architecture(torch.device("cpu")),))
     calls = []
     monkeypatch.setattr(int8_linear, "int_mm_linear", counting(int8_linear.int_mm_linear, calls))
     torch.manual_seed(0)
@@ -81,19 +83,19 @@ def test_where_pytorch_multiplies(mode: str, symmetric: bool, monkeypatch: pytes
             x = torch.randn(m, k)
             x[:, 5] *= 20
             calls.clear()
-            arguments = (x, weight, scale, bias, columns, mode, 0.0, 3, True, symmetric)
-            y = int8_linear.int8_linear(*arguments)
+            rule = OutlierRule(mode, 0.0, 3, True, symmetric)
+            y = int8_linear.int8_linear(x, weight, scale, bias, columns, rule)
             assert bool(calls) == supported
-            expected = ops.functional.weight_only_linear(x, weight, scale, bias)
+            expected = functional.weight_only_linear(x, weight, scale, bias)
             if supported:
-                outliers = ops.functional.select_outliers(x, columns, mode, 0.0, 3, True)
-                expected = ops.functional.mixed_linear(x, weight, scale, bias, outliers, symmetric)
+                outliers = functional.select_outliers(x, columns, rule)
+                expected = functional.mixed_linear(x, weight, scale, bias, outliers, symmetric)
             torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_opcheck() -> None:
     torch.manual_seed(0)
-    weight, scale = ops.functional.quantize_rowwise(torch.randn(24, 48))
+    weight, scale = functional.quantize_rowwise(torch.randn(24, 48))
     for w in (weight, weight.T.contiguous().T):
         torch.library.opcheck(torch.ops.llmint8.dequantize_weight, (w, scale, torch.float16))
         for m in (3, 40):

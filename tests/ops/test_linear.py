@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import llmint8.fused_ops  # noqa: F401  # registers operators
 from llmint8 import Int8Config, Int8Linear, functional, ops
+from llmint8.outliers import OutlierRule
 
-SETTINGS: dict[str, tuple[Any, ...]] = {
-    "budget": ("budget", 0.0, 4, True, False),
-    "threshold": ("threshold", 2.0, 0, False, True),
-    "none": ("none", 0.0, 0, False, False),
+RULES: dict[str, OutlierRule] = {
+    "budget": OutlierRule("budget", 0.0, 4, True, False),
+    "threshold": OutlierRule("threshold", 2.0, 0, False, True),
+    "none": OutlierRule("none", 0.0, 0, False, False),
 }
 COLUMNS = torch.tensor([2, 5, 40])
 ROWS = {"decode": 3, "prefill": 40}
@@ -23,27 +23,30 @@ def tensors(rows: int, dtype: torch.dtype = torch.float32, k: int = 48, n: int =
     return (x.to(dtype), *ops.quantize_weight(torch.randn(n, k)), torch.randn(n).to(dtype))
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("dtype", ops.INPUT_DTYPES, ids=str)
-def test_opcheck_int8_linear(rows: int, dtype: torch.dtype, settings: tuple[Any, ...]) -> None:
+def test_opcheck_int8_linear(rows: int, dtype: torch.dtype, rule: OutlierRule) -> None:
     x, weight, scale, bias = tensors(rows, dtype)
-    for op in (torch.ops.llmint8.int8_linear, torch.ops.llmint8.int8_linear_reference):
-        torch.library.opcheck(op, (x.requires_grad_(), weight, scale, bias.requires_grad_(), None, *settings))
-        torch.library.opcheck(op, (x.detach()[:, None], weight, scale, None, None, *settings))
+    for name in ("int8_linear", "int8_linear_fallback", "int8_linear_with_gradient"):
+        op = getattr(torch.ops.llmint8, name)
+        torch.library.opcheck(op, (x.requires_grad_(), weight, scale, bias.requires_grad_(), None, *rule))
+        torch.library.opcheck(op, (x.detach()[:, None], weight, scale, None, None, *rule))
 
 
 def test_opcheck_the_other_operators() -> None:
     x, weight, scale, bias = tensors(20)
-    static = ("static", 0.0, 3, False, False)
+    static = OutlierRule("static", 0.0, 3, False, False)
     torch.library.opcheck(torch.ops.llmint8.int8_linear, (x, weight, scale, bias, COLUMNS, *static))
     torch.library.opcheck(torch.ops.llmint8.int8_linear_grad_input, (torch.randn(2, 5, 24), weight, scale))
     torch.library.opcheck(torch.ops.llmint8.quantize_weight, (x,))
-    torch.library.opcheck(torch.ops.llmint8.quantize_weight_reference, (x,))
+    torch.library.opcheck(torch.ops.llmint8.quantize_weight_fallback, (x,))
     torch.library.opcheck(torch.ops.llmint8.dequantize_weight, (weight, scale, torch.bfloat16))
+    torch.library.opcheck(torch.ops.llmint8.dequantize_weight_fallback, (weight, scale, torch.bfloat16))
+    torch.library.opcheck(torch.ops.llmint8.int8_linear_grad_input_fallback, (torch.randn(2, 5, 24), weight, scale))
 
 
-@pytest.mark.parametrize("suffix", ["", "_reference"])
+@pytest.mark.parametrize("suffix", ["", "_fallback"])
 @pytest.mark.parametrize("dtype", ops.INPUT_DTYPES, ids=str)
 def test_opcheck_what_stays_float(suffix: str, dtype: torch.dtype) -> None:
     query, key = torch.randn(2, 4, 5, 8).to(dtype), torch.randn(2, 2, 5, 8).to(dtype)
@@ -57,10 +60,11 @@ def test_opcheck_what_stays_float(suffix: str, dtype: torch.dtype) -> None:
 
 def test_every_operator_is_checked_above() -> None:
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("llmint8::")}
-    fused = {"int8_linears", "gated_mlp", "rms_norm", "rotate", "decoder_layer"}  # in test_fused_ops.py
-    with_reference = {"int8_linear", "quantize_weight", "attention", "float_linear", *fused}
-    references = {f"{name}_reference" for name in with_reference}
-    assert names == {*with_reference, *references, "int8_linear_grad_input", "dequantize_weight"}
+    fused = {"int8_linears", "gated_mlp", "rms_norm", "rotate", "decoder_layer"}  # in test_model.py
+    linear = {"int8_linear", "int8_linear_grad_input", "quantize_weight", "dequantize_weight"}
+    operators = {*linear, "attention", "float_linear", *fused}
+    fallbacks = {f"{name}_fallback" for name in operators}
+    assert names == {*operators, *fallbacks, "int8_linear_with_gradient"}
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
@@ -93,7 +97,7 @@ def test_inputs_are_not_changed() -> None:
         ({"weight_scale": torch.ones(24)}, ValueError, r"weight_scale \[N, 1\]"),
         ({"weight_scale": torch.ones(24, 1).half()}, TypeError, "float16"),
         ({"bias": torch.ones(23)}, ValueError, r"bias must be \[24\], got \[23\]"),
-        ({"x": torch.ones(17, 48), "mode": "median"}, ValueError, "'median'"),
+        ({"x": torch.ones(17, 48), "rule": OutlierRule("median")}, ValueError, "'median'"),
     ],
 )
 def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -135,9 +139,9 @@ def test_a_large_weight_is_quantized_in_blocks(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(restored, ops.dequantize_weight(*whole))
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_compile_makes_one_graph_with_the_same_result(settings: str) -> None:
-    mode, threshold, budget, relative, symmetric = SETTINGS[settings]
+@pytest.mark.parametrize("name", RULES)
+def test_compile_makes_one_graph_with_the_same_result(name: str) -> None:
+    mode, threshold, budget, relative, symmetric = RULES[name]
     torch.manual_seed(0)
     config = Int8Config(
         mode=mode,

@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmint8 import functional, fused_ops, ops
+from llmint8 import functional, ops
 from llmint8.kernels.cpu import native
+from llmint8.ops.model import ACTIVATIONS
+from llmint8.outliers import OutlierRule
 
 if not native.load():
     pytest.skip("there is no compiler for the native kernels", allow_module_level=True)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-BUDGET = ("budget", 0.0, 5, True, False)
+BUDGET = OutlierRule("budget", 0.0, 5, True, False)
 
 
 @pytest.fixture(params=native.instruction_sets())
@@ -41,34 +43,34 @@ def test_int8_linears_are_int8_linear(isa: str, m: int, dtype: torch.dtype) -> N
     torch.manual_seed(0)
     x = torch.randn(2, m, 100).to(dtype)
     weights, scales, biases, columns = layers((129, 100), (7, 100), (64, 100), dtype=dtype)
-    for settings in (BUDGET, ("threshold", 2.0, 0, False, True), ("none", 0.0, 0, False, False)):
-        results = fused_ops.int8_linears(x, weights, scales, biases, columns, *settings)
+    for rule in (BUDGET, OutlierRule("threshold", 2.0, 0, False, True), OutlierRule("none", 0.0, 0, False, False)):
+        results = ops.int8_linears(x, weights, scales, biases, columns, rule)
         for y, w, s, b in zip(results, weights, scales, biases, strict=True):
-            assert torch.equal(y, ops.int8_linear(x, w, s, b, None, *settings))
+            assert torch.equal(y, ops.int8_linear(x, w, s, b, None, rule))
 
 
 def test_static_columns_may_differ_between_layers(isa: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(20, 64)
     weights, scales, biases, _ = layers((30, 64), (40, 64))
-    settings = ("static", 0.0, 2, True, False)
+    rule = OutlierRule("static", 0.0, 2, True, False)
     for columns in ([torch.tensor([1, 5]), torch.tensor([1, 5])], [torch.tensor([1, 5]), torch.tensor([7, 9])]):
-        results = fused_ops.int8_linears(x, weights, scales, biases, columns, *settings)
+        results = ops.int8_linears(x, weights, scales, biases, columns, rule)
         for y, w, s, b, c in zip(results, weights, scales, biases, columns, strict=True):
-            assert torch.equal(y, ops.int8_linear(x, w, s, b, c, *settings))
+            assert torch.equal(y, ops.int8_linear(x, w, s, b, c, rule))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", fused_ops.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("m", [1, 8, 30])
 def test_gated_mlp(isa: str, m: int, activation: str, dtype: torch.dtype) -> None:
     """Against the layers one by one in fp32, whose results the operator does not round in between."""
     torch.manual_seed(0)
     x = (3 * torch.randn(m, 96)).to(dtype)
     args = layers((130, 96), (130, 96), (70, 130), dtype=dtype)
-    settings = ("none", 0.0, 0, False, False)
-    y = fused_ops.gated_mlp(x, *args, activation, 0, *settings)
-    expected = torch.ops.llmint8.gated_mlp_reference(x.float(), *args, activation, 0, *settings)
+    rule = OutlierRule("none", 0.0, 0, False, False)
+    y = ops.gated_mlp(x, *args, activation, 0, rule)
+    expected = torch.ops.llmint8.gated_mlp_fallback(x.float(), *args, activation, 0, *rule)
     assert y.dtype == dtype
     # The hidden state is rounded to the dtype, and in prefill to 255 steps per row: as many errors of half a step, of
     # random sign, as there are terms in a sum.
@@ -82,19 +84,18 @@ def test_down_has_a_budget_of_its_own(isa: str, down_budget: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(30, 96)
     args = weights, scales, biases, _ = layers((130, 96), (130, 96), (70, 130))
-    for settings in (BUDGET, ("budget", 2.0, 12, True, False)):
-        y = fused_ops.gated_mlp(x, *args, "silu", down_budget, *settings)
-        gate, up = fused_ops.int8_linears(x, weights[:2], scales[:2], biases[:2], [None] * 2, *settings)
+    for rule in (BUDGET, OutlierRule("budget", 2.0, 12, True, False)):
+        y = ops.gated_mlp(x, *args, "silu", down_budget, rule)
+        gate, up = ops.int8_linears(x, weights[:2], scales[:2], biases[:2], [None] * 2, rule)
         hidden = torch.nn.functional.silu(gate) * up
-        mode, threshold, _, *others = settings
-        down = (hidden, weights[2], scales[2], biases[2], None, mode, threshold)
-        expected = ops.int8_linear(*down, down_budget, *others)
+        down = (hidden, weights[2], scales[2], biases[2], None)
+        expected = ops.int8_linear(*down, rule._replace(budget=down_budget))
         error = (y - expected).norm() / expected.norm()
-        other = ops.int8_linear(*down, 1, *others)
+        other = ops.int8_linear(*down, rule._replace(budget=1))
         assert error < 1e-3 < (other - expected).norm() / expected.norm()
 
 
-@pytest.mark.parametrize("activation", fused_ops.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_are_exact_to_fp32(isa: str, activation: str) -> None:
     """One feature, so that the MLP shows its activation: gate(x) = x, up(x) = 1, down(h) = h."""
     x = torch.cat([torch.linspace(-60, 60, 2001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 80.0, -80.0])])[:, None]
@@ -102,9 +103,9 @@ def test_activations_are_exact_to_fp32(isa: str, activation: str) -> None:
     one = torch.tensor([[127, 0]], dtype=torch.int8), torch.tensor([[0, 127]], dtype=torch.int8)
     weights = [*one, torch.full((1, 1), 127, dtype=torch.int8)]
     scales = [torch.full((1, 1), 1 / 127)] * 3
-    settings = ("none", 0.0, 0, False, False)
-    rest = (weights, scales, [None] * 3, [None] * 3, activation, 0, *settings)
-    y = torch.cat([fused_ops.gated_mlp(row[None], *rest) for row in x])
+    rule = OutlierRule("none", 0.0, 0, False, False)
+    rest = (weights, scales, [None] * 3, [None] * 3, activation, 0, rule)
+    y = torch.cat([ops.gated_mlp(row[None], *rest) for row in x])
     gate = x[:, :1].double()
     f = torch.nn.functional
     exact = f.silu(gate) if activation == "silu" else f.gelu(gate, approximate="tanh")
@@ -116,10 +117,10 @@ def test_a_bad_row_spoils_no_other(isa: str) -> None:
     for m in (4, 20):
         x = torch.randn(m, 96)
         args = layers((130, 96), (130, 96), (70, 130))
-        settings = ("none", 0.0, 0, False, False)
-        clean = fused_ops.gated_mlp(x, *args, "silu", 0, *settings)
+        rule = OutlierRule("none", 0.0, 0, False, False)
+        clean = ops.gated_mlp(x, *args, "silu", 0, rule)
         x[1, 5] = float("nan")
-        y = fused_ops.gated_mlp(x, *args, "silu", 0, *settings)
+        y = ops.gated_mlp(x, *args, "silu", 0, rule)
         assert not y[1].isfinite().any()
         others = torch.arange(m) != 1
         assert torch.equal(y[others], clean[others])
@@ -132,7 +133,7 @@ def test_rms_norm(isa: str, dtype: torch.dtype, add_one: bool) -> None:
     for shape in [(1, 1), (1, 1, 576), (3, 5, 33), (700, 129)]:
         x, weight = (5 * torch.randn(shape)).to(dtype), torch.randn(shape[-1]).to(dtype)
         for view in (x, x.transpose(0, -1).contiguous().transpose(0, -1)):
-            y = fused_ops.rms_norm(view, weight, 1e-6, add_one)
+            y = ops.rms_norm(view, weight, 1e-6, add_one)
             wide = x.double()
             exact = wide * (wide.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * (weight.double() + add_one)
             assert y.dtype == dtype
@@ -148,7 +149,7 @@ def test_rotate(isa: str, dtype: torch.dtype, rows: int) -> None:
         angles = torch.randn(batch, rows, 17).repeat(1, 1, 2)
         cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
         expected = [t.double().clone() for t in (q, k)]
-        fused_ops.rotate(q, k, cosine, sine)
+        ops.rotate(q, k, cosine, sine)
         for y, x in zip((q, k), expected, strict=True):
             c, s = cosine.double()[:, None], sine.double()[:, None]
             exact = x * c + torch.cat([-x[..., 17:], x[..., :17]], -1) * s
@@ -183,8 +184,8 @@ def decoder_inputs(dtype: torch.dtype, batch: int = 2, head_norms: bool = False)
 def test_a_decoder_layer_is_its_operators(isa: str, dtype: torch.dtype, head_norms: bool) -> None:
     args = decoder_inputs(dtype, head_norms=head_norms)
     copy = [args[3].clone(), args[4].clone()]
-    y = fused_ops.decoder_layer(*args)
-    expected = torch.ops.llmint8.decoder_layer_reference(*args[:3], *copy, *args[5:])
+    y = ops.decoder_layer(*args)
+    expected = torch.ops.llmint8.decoder_layer_fallback(*args[:3], *copy, *args[5:])
     assert torch.equal(y, expected)
     assert torch.equal(args[3], copy[0])
     assert torch.equal(args[4], copy[1])
@@ -194,7 +195,7 @@ def test_a_decoder_layer_without_room_is_refused() -> None:
     args = decoder_inputs(torch.float32)
     args[5] = 20
     with pytest.raises(ValueError, match="room"):
-        fused_ops.decoder_layer(*args)
+        ops.decoder_layer(*args)
 
 
 def test_the_next_token_is_the_same_on_any_threads() -> None:
@@ -203,7 +204,7 @@ def test_the_next_token_is_the_same_on_any_threads() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(fused_ops.decoder_layer(*decoder_inputs(torch.bfloat16)))
+            results.append(ops.decoder_layer(*decoder_inputs(torch.bfloat16)))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(result, results[0]) for result in results)
@@ -213,7 +214,7 @@ def test_heads_of_another_batch_are_not_written_beyond() -> None:
     q, buffer = torch.randn(2, 1, 3, 8), torch.randn(2, 1, 3, 8)
     kept = buffer.clone()
     angles = torch.randn(1, 3, 8)
-    fused_ops.rotate(q, buffer[:1], angles, angles)
+    ops.rotate(q, buffer[:1], angles, angles)
     assert torch.equal(buffer[1], kept[1])
     assert not torch.equal(buffer[0], kept[0])
 
@@ -221,4 +222,4 @@ def test_heads_of_another_batch_are_not_written_beyond() -> None:
 def test_missing_scales_are_refused() -> None:
     weights, scales, biases, columns = layers((130, 96), (130, 96), (70, 130))
     with pytest.raises(ValueError, match="zip"):
-        fused_ops.gated_mlp(torch.randn(1, 96), weights, scales[:1], biases, columns, "silu", 4, *BUDGET)
+        ops.gated_mlp(torch.randn(1, 96), weights, scales[:1], biases, columns, "silu", 4, BUDGET)

@@ -5,43 +5,22 @@ have no gradient. They compute in fp32; what they return, and what goes into an 
 their input.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmint8.ops import attention, int8_linear, is_native
+from llmint8.ops.attention import attention
+from llmint8.ops.linear import RULE_SCHEMA, int8_linear
+from llmint8.ops.registry import define
+from llmint8.outliers import NO_OUTLIERS, OutlierRule
 
 Tensors = Sequence[Tensor]
 OptionalTensors = Sequence[Tensor | None]
 
 # Activations of a gated MLP, by the names of the operator.
 ACTIVATIONS = ("silu", "gelu_tanh")
-
-_library = torch.library.Library("llmint8", "FRAGMENT")
-_LAYERS = "Tensor[] weights, Tensor[] weight_scales, Tensor?[] biases, Tensor?[] outlier_columns"
-_SETTINGS = "str mode, float threshold, int budget, bool relative, bool symmetric"
-_SCHEMAS = {
-    "int8_linears": f"(Tensor x, {_LAYERS}, {_SETTINGS}) -> Tensor[]",
-    "gated_mlp": f"(Tensor x, {_LAYERS}, str activation, int down_budget, {_SETTINGS}) -> Tensor",
-    "rms_norm": "(Tensor x, Tensor weight, float eps, bool add_one) -> Tensor",
-    "decoder_layer": (
-        "(Tensor x, Tensor cosine, Tensor sine, Tensor(a!) keys, Tensor(b!) values, int position, Tensor[] norms, "
-        "Tensor[] head_norms, float eps, bool add_one, Tensor[] weights, Tensor[] weight_scales, Tensor?[] biases, "
-        "float scale, str activation) -> Tensor"
-    ),
-    "rotate": "(Tensor(a!) query, Tensor(b!) key, Tensor cosine, Tensor sine) -> ()",
-}
-for _name, _schema in _SCHEMAS.items():
-    for _kind in ("", "_reference"):  # a backend hands over to the reference what it does not take
-        _library.define(f"{_name}{_kind}{_schema}", tags=(torch.Tag.pt2_compliant_tag,))
-
-_int8_linears_op = torch.ops.llmint8.int8_linears.default
-_gated_mlp_op = torch.ops.llmint8.gated_mlp.default
-_rms_norm_op = torch.ops.llmint8.rms_norm.default
-_rotate_op = torch.ops.llmint8.rotate.default
-_decoder_layer_op = torch.ops.llmint8.decoder_layer.default
 
 
 def int8_linears(
@@ -50,7 +29,7 @@ def int8_linears(
     weight_scales: Tensors,
     biases: OptionalTensors,
     outlier_columns: OptionalTensors,
-    *settings: Any,
+    rule: OutlierRule,
 ) -> list[Tensor]:
     """Applies several int8 weights to one input, which is quantized once: queries, keys and values, say.
 
@@ -60,12 +39,12 @@ def int8_linears(
         weight_scales: fp32 [N, 1].
         biases: Floating point [N], or None.
         outlier_columns: int64, or None.
-        *settings: `mode`, `threshold`, `budget`, `relative` and `symmetric`, as `ops.int8_linear` takes them.
+        rule: The treatment of outlier columns, the same for all weights.
 
     Returns:
         What `ops.int8_linear` gives for each weight.
     """
-    return _int8_linears_op(x, weights, weight_scales, biases, outlier_columns, *settings)
+    return _int8_linears.call(x, weights, weight_scales, biases, outlier_columns, *rule)  # type: ignore[no-any-return]
 
 
 def gated_mlp(
@@ -76,7 +55,7 @@ def gated_mlp(
     outlier_columns: OptionalTensors,
     activation: str,
     down_budget: int,
-    *settings: Any,
+    rule: OutlierRule,
 ) -> Tensor:
     """Applies a gated MLP (Shazeer 2020, equation 6), `down(activation(gate(x)) * up(x))`, of int8 layers.
 
@@ -88,13 +67,14 @@ def gated_mlp(
         outlier_columns: int64, or None.
         activation: One of `ACTIVATIONS`.
         down_budget: The `budget` of down, which has more columns than the others.
-        *settings: `mode`, `threshold`, `budget`, `relative` and `symmetric`, as `ops.int8_linear` takes them; all
-            layers have the same but for the budget.
+        rule: The treatment of outlier columns, the same for all layers but for the budget.
 
     Returns:
         [..., N], dtype of `x`.
     """
-    return _gated_mlp_op(x, weights, weight_scales, biases, outlier_columns, activation, down_budget, *settings)
+    return _gated_mlp.call(  # type: ignore[no-any-return]
+        x, weights, weight_scales, biases, outlier_columns, activation, down_budget, *rule
+    )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, add_one: bool = False) -> Tensor:
@@ -109,7 +89,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, add_one: bool = False) -> Te
     Returns:
         [..., K], dtype of `x`.
     """
-    return _rms_norm_op(x, weight, eps, add_one)
+    return _rms_norm.call(x, weight, eps, add_one)  # type: ignore[no-any-return]
 
 
 def rotate(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> None:
@@ -121,7 +101,7 @@ def rotate(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> None:
         cosine: [batch or 1, M, depth].
         sine: As `cosine`.
     """
-    _rotate_op(query, key, cosine, sine)
+    _rotate.call(query, key, cosine, sine)
 
 
 def decoder_layer(
@@ -144,7 +124,7 @@ def decoder_layer(
     """Applies a whole decoder layer of a Llama to the next token of each sequence.
 
     That is, `y = x + out(attention(rotate(project(norm(x)))))` and `y + mlp(norm(y))`, made of the operators above and
-    of `ops.attention`, with the same result. Few rows have no outlier columns, so there are no settings.
+    of `ops.attention`, with the same result. Few rows have no outlier columns, so there is no rule for them.
 
     Args:
         x: fp16, bf16 or fp32 [batch, 1, K], at most 8 sequences.
@@ -169,7 +149,7 @@ def decoder_layer(
     Raises:
         ValueError: There is no room in the cache.
     """
-    return _decoder_layer_op(
+    return _decoder_layer.call(  # type: ignore[no-any-return]
         x,
         cosine,
         sine,
@@ -188,19 +168,23 @@ def decoder_layer(
     )
 
 
-def _int8_linears_reference(
+def _int8_linears_fallback(
     x: Tensor,
     weights: Tensors,
     scales: Tensors,
     biases: OptionalTensors,
     columns: OptionalTensors,
-    *settings: Any,
+    *rule: Any,
 ) -> list[Tensor]:
     layers = zip(weights, scales, biases, columns, strict=True)
-    return [int8_linear(x, *layer, *settings) for layer in layers]
+    return [int8_linear(x, *layer, OutlierRule(*rule)) for layer in layers]
 
 
-def _gated_mlp_reference(
+def _int8_linears_fake(x: Tensor, weights: Tensors, *args: Any) -> list[Tensor]:
+    return [x.new_empty((*x.shape[:-1], weight.shape[0])) for weight in weights]
+
+
+def _gated_mlp_fallback(
     x: Tensor,
     weights: Tensors,
     scales: Tensors,
@@ -208,34 +192,46 @@ def _gated_mlp_reference(
     columns: OptionalTensors,
     activation: str,
     down_budget: int,
-    *settings: Any,
+    *rule: Any,
 ) -> Tensor:
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    gate, up = _int8_linears_reference(x, weights[:2], scales[:2], biases[:2], columns[:2], *settings)
+    gate, up = _int8_linears_fallback(x, weights[:2], scales[:2], biases[:2], columns[:2], *rule)
     if activation == "silu":
         gate = torch.nn.functional.silu(gate.float())
     else:
         gate = torch.nn.functional.gelu(gate.float(), approximate="tanh")
     hidden = (gate * up.float()).to(x.dtype)
-    mode, threshold, _, *others = settings
-    return int8_linear(hidden, weights[2], scales[2], biases[2], columns[2], mode, threshold, down_budget, *others)
+    down = OutlierRule(*rule)._replace(budget=down_budget)
+    return int8_linear(hidden, weights[2], scales[2], biases[2], columns[2], down)
 
 
-def _rms_norm_reference(x: Tensor, weight: Tensor, eps: float, add_one: bool) -> Tensor:
+def _gated_mlp_fake(x: Tensor, weights: Tensors, *args: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weights[2].shape[0]))
+
+
+def _rms_norm_fallback(x: Tensor, weight: Tensor, eps: float, add_one: bool) -> Tensor:
     wide = x.float()
     factor = 1 + weight.float() if add_one else weight.float()
     return (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps) * factor).to(x.dtype)
 
 
-def _rotate_reference(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> None:
+def _like_x(x: Tensor, *args: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _rotate_fallback(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> None:
     cosine, sine = cosine.float().unsqueeze(1), sine.float().unsqueeze(1)
     for x in (query, key):
         first, second = x.float().chunk(2, dim=-1)
         x.copy_(torch.cat([first, second], dim=-1) * cosine + torch.cat([-second, first], dim=-1) * sine)
 
 
-def _decoder_layer_reference(
+def _nothing(*args: Any) -> None:
+    return None
+
+
+def _decoder_layer_fallback(
     x: Tensor,
     cosine: Tensor,
     sine: Tensor,
@@ -255,9 +251,8 @@ def _decoder_layer_reference(
     if not 0 <= position < keys.shape[2]:
         raise ValueError(f"there is no room in the cache for token {position}, it has room for {keys.shape[2]}")
     columns: list[Tensor | None] = [None] * 3
-    settings = ("none", 0.0, 0, False, False)
     normed = rms_norm(x, norms[0], eps, add_one)
-    projected = int8_linears(normed, weights[:3], scales[:3], biases[:3], columns, *settings)
+    projected = int8_linears(normed, weights[:3], scales[:3], biases[:3], columns, NO_OUTLIERS)
     query, key, value = (head.view(*x.shape[:2], -1, keys.shape[3]) for head in projected)
     if head_norms:
         query, key = rms_norm(query, head_norms[0], eps, add_one), rms_norm(key, head_norms[1], eps, add_one)
@@ -266,60 +261,42 @@ def _decoder_layer_reference(
     keys[:, :, position : position + 1] = key
     values[:, :, position : position + 1] = value.transpose(1, 2)
     attended = attention(query, keys[:, :, : position + 1], values[:, :, : position + 1], scale)
-    x = x + int8_linear(attended.flatten(2), weights[3], scales[3], biases[3], mode="none")
+    x = x + int8_linear(attended.flatten(2), weights[3], scales[3], biases[3], None, NO_OUTLIERS)
     normed = rms_norm(x, norms[1], eps, add_one)
-    return x + gated_mlp(normed, weights[4:], scales[4:], biases[4:], columns, activation, 0, *settings)
+    return x + gated_mlp(normed, weights[4:], scales[4:], biases[4:], columns, activation, 0, NO_OUTLIERS)
 
 
-_REFERENCES: dict[str, Callable[..., Any]] = {
-    "decoder_layer": _decoder_layer_reference,
-    "int8_linears": _int8_linears_reference,
-    "gated_mlp": _gated_mlp_reference,
-    "rms_norm": _rms_norm_reference,
-    "rotate": _rotate_reference,
-}
+_LAYERS_SCHEMA = "Tensor[] weights, Tensor[] weight_scales, Tensor?[] biases, Tensor?[] outlier_columns"
 
-
-def _register(name: str) -> None:
-    """Binds the reference to every device, and the native kernels to a CPU once they are loaded."""
-    op, reference = getattr(torch.ops.llmint8, name).default, _REFERENCES[name]
-
-    def run(*args: Any) -> Any:
-        return op(*args) if is_native(*args) else reference(*args)
-
-    _library.impl(name, run, "CompositeExplicitAutograd")
-    _library.impl(f"{name}_reference", reference, "CompositeExplicitAutograd")
-
-
-for _name in _SCHEMAS:
-    _register(_name)
-
-
-@torch.library.register_fake("llmint8::int8_linears_reference", lib=_library)
-@torch.library.register_fake("llmint8::int8_linears", lib=_library)
-def _(x: Tensor, weights: Tensors, *args: Any) -> list[Tensor]:
-    return [x.new_empty((*x.shape[:-1], weight.shape[0])) for weight in weights]
-
-
-@torch.library.register_fake("llmint8::gated_mlp_reference", lib=_library)
-@torch.library.register_fake("llmint8::gated_mlp", lib=_library)
-def _(x: Tensor, weights: Tensors, *args: Any) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weights[2].shape[0]))
-
-
-@torch.library.register_fake("llmint8::rms_norm_reference", lib=_library)
-@torch.library.register_fake("llmint8::rms_norm", lib=_library)
-def _(x: Tensor, *args: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-@torch.library.register_fake("llmint8::rotate_reference", lib=_library)
-@torch.library.register_fake("llmint8::rotate", lib=_library)
-def _(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> None:
-    return None
-
-
-@torch.library.register_fake("llmint8::decoder_layer_reference", lib=_library)
-@torch.library.register_fake("llmint8::decoder_layer", lib=_library)
-def _(x: Tensor, *args: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+_int8_linears = define(
+    "int8_linears",
+    f"(Tensor x, {_LAYERS_SCHEMA}, {RULE_SCHEMA}) -> Tensor[]",
+    fallback=_int8_linears_fallback,
+    fake=_int8_linears_fake,
+)
+_gated_mlp = define(
+    "gated_mlp",
+    f"(Tensor x, {_LAYERS_SCHEMA}, str activation, int down_budget, {RULE_SCHEMA}) -> Tensor",
+    fallback=_gated_mlp_fallback,
+    fake=_gated_mlp_fake,
+)
+_rms_norm = define(
+    "rms_norm",
+    "(Tensor x, Tensor weight, float eps, bool add_one) -> Tensor",
+    fallback=_rms_norm_fallback,
+    fake=_like_x,
+)
+_rotate = define(
+    "rotate",
+    "(Tensor(a!) query, Tensor(b!) key, Tensor cosine, Tensor sine) -> ()",
+    fallback=_rotate_fallback,
+    fake=_nothing,
+)
+_decoder_layer = define(
+    "decoder_layer",
+    "(Tensor x, Tensor cosine, Tensor sine, Tensor(a!) keys, Tensor(b!) values, int position, Tensor[] norms, "
+    "Tensor[] head_norms, float eps, bool add_one, Tensor[] weights, Tensor[] weight_scales, Tensor?[] biases, "
+    "float scale, str activation) -> Tensor",
+    fallback=_decoder_layer_fallback,
+    fake=_like_x,
+)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from llmint8 import functional, fused_ops
+from llmint8 import functional, ops
+from llmint8.outliers import OutlierRule
 
-SETTINGS = ("budget", 0.0, 4, True, False)
+RULE = OutlierRule("budget", 0.0, 4, True, False)
 
 
 def layers(*shapes: tuple[int, int]) -> tuple[list, list, list, list]:
@@ -14,15 +15,15 @@ def layers(*shapes: tuple[int, int]) -> tuple[list, list, list, list]:
 
 
 @pytest.mark.parametrize("rows", [2, 20])
-@pytest.mark.parametrize("suffix", ["", "_reference"])
+@pytest.mark.parametrize("suffix", ["", "_fallback"])
 def test_opcheck(rows: int, suffix: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(1, rows, 32)
     heads = [torch.randn(1, rows, 2, 8).transpose(1, 2).contiguous() for _ in range(2)]
     angles = torch.randn(1, rows, 8)
     calls = {
-        "int8_linears": (x, *layers((8, 32), (12, 32)), *SETTINGS),
-        "gated_mlp": (x, *layers((24, 32), (24, 32), (32, 24)), "silu", 6, *SETTINGS),
+        "int8_linears": (x, *layers((8, 32), (12, 32)), *RULE),
+        "gated_mlp": (x, *layers((24, 32), (24, 32), (32, 24)), "silu", 6, *RULE),
         "rms_norm": (x, torch.randn(32), 1e-6, False),
         "rotate": (*heads, angles, angles),
     }
@@ -40,12 +41,12 @@ def test_opcheck(rows: int, suffix: str) -> None:
 def test_an_unknown_activation_is_refused() -> None:
     args = layers((24, 32), (24, 32), (32, 24))
     with pytest.raises(ValueError, match="silu, gelu_tanh, got 'relu'"):
-        fused_ops.gated_mlp(torch.randn(1, 32), *args, "relu", 6, *SETTINGS)
+        ops.gated_mlp(torch.randn(1, 32), *args, "relu", 6, RULE)
 
 
 def test_on_other_devices_shapes_are_known() -> None:
     x = torch.randn(2, 3, 32, device="meta")
     weight, scale = torch.empty(8, 32, dtype=torch.int8, device="meta"), torch.empty(8, 1, device="meta")
-    (y,) = fused_ops.int8_linears(x, [weight], [scale], [None], [None], *SETTINGS)
+    (y,) = ops.int8_linears(x, [weight], [scale], [None], [None], RULE)
     assert y.shape == (2, 3, 8)
-    assert fused_ops.rms_norm(x, torch.empty(32, device="meta"), 1e-6).shape == x.shape
+    assert ops.rms_norm(x, torch.empty(32, device="meta"), 1e-6).shape == x.shape

@@ -1,0 +1,58 @@
+"""What operators take while they run, on the device that the meta device stands for: the backends know it of theirs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that a model is estimated for.
+
+    Attributes:
+        type: `"cpu"` or `"cuda"`.
+        architecture: Of a GPU, its compute capability (80 for 8.0) or AMD's name; None of a CPU.
+    """
+
+    type: str
+    architecture: int | str | None = None
+
+
+def workspace(name: str, args: tuple[Any, ...], device: Device) -> int:
+    """Returns the most that an operator takes besides its arguments and results, in bytes.
+
+    Args:
+        name: The operator with its namespace: `"llmint8::int8_linear"`. Others than ours take nothing.
+        args: Its positional arguments.
+        device: Where it is to run.
+    """
+    namespace, _, operator = name.partition("::")
+    if namespace != "llmint8":
+        return 0
+    if device.type == "cpu":
+        from llmint8.kernels.cpu import workspace as cpu
+
+        known = cpu.WORKSPACES.get(operator)
+        return 0 if known is None else known(args)
+    from llmint8.kernels.triton import tiles
+    from llmint8.kernels.triton import workspace as triton
+
+    on_gpu = triton.WORKSPACES.get(operator)
+    return 0 if on_gpu is None else on_gpu(args, tiles.built_in(device.architecture or 80))
+
+
+def attention_workspace(query: Tensor, key: Tensor, value: Tensor, device: Device) -> int:
+    """Returns what PyTorch's attention takes besides its result: the log of the sum of each query's weights, fp32.
+
+    On a CPU, values of another depth than keys leave it two matrices of scores.
+
+    Args:
+        query: [batch, heads, M, depth].
+        key: [batch, key_heads, S, depth].
+        value: [batch, key_heads, S, value_depth].
+        device: Where it is to run.
+    """
+    rows = query.numel() // max(1, query.shape[-1])
+    scores = 2 * rows * key.shape[-2] * query.element_size()
+    return 4 * rows + (scores if device.type == "cpu" and query.shape[-1] != value.shape[-1] else 0)
