@@ -8,6 +8,6 @@ Hugging Face's package of that name, which transformers looks for.
 
 import os
 
-# The one place that reads the variable. `reference` leaves the Triton kernels out; `triton` runs them on CPU tensors, too,
-# for tests in which Triton itself is interpreted or emulated, and leaves the native kernels out.
+# The one place that reads the variable. `reference` leaves the Triton kernels out; `triton` runs them on CPU tensors,
+# too, for tests in which Triton itself is interpreted or emulated, and leaves the native kernels out.
 FORCED_BACKEND = os.environ.get("LLMINT8_BACKEND")

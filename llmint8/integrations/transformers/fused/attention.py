@@ -5,10 +5,12 @@ import inspect
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmint8 import ops
 from llmint8.integrations.transformers.fused import growing_cache
 from llmint8.integrations.transformers.fused.conditions import only_int8, runs_fused, tensors
+from llmint8.integrations.transformers.fused.fused_module import FusedModule
 from llmint8.integrations.transformers.fused.same_code import is_known
 
 # Classes whose `forward` projects, normalizes the heads if there are norms, rotates, caches and attends; they differ in
@@ -22,40 +24,38 @@ _KNOWN = (
 )
 
 
-def fused_forward(base: type[nn.Module]) -> Any | None:
-    """Returns a `forward` for a class of attention modules, or None if it is none that is known."""
-    if not base.__name__.endswith("Attention") or not _is_known(base):
-        return None
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+class FusedAttention(FusedModule):
+    """The attention of Llama and of some others, with queries, keys and values from one operator."""
 
-    plain = base.forward
+    @classmethod
+    def is_for(cls, plain: type[nn.Module]) -> bool:
+        """Whether a class is such an attention."""
+        return plain.__name__.endswith("Attention") and _is_known(plain)
 
     def forward(
-        self: Any,
+        self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
         cache: Any = None,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        modules = self._modules
+    ) -> Any:
+        """Attends, as the `forward` of transformers does with the same arguments."""
+        modules: Any = self._modules
         layers = (modules["q_proj"], modules["k_proj"], modules["v_proj"])
         if (
             position_embeddings is None
             or self.training
-            or base.forward is not plain
+            or self.is_patched()
             or self.config._attn_implementation != "sdpa"
-            or "past_key_values" in kwargs
             or not only_int8(layers)
             or not runs_fused(hidden_states)
         ):
-            if cache is not None:  # transformers 5.23 has another name for it
-                kwargs["cache"] = cache
-            return base.forward(
-                self,
+            return super().forward(
                 hidden_states,
                 position_embeddings=position_embeddings,
                 attention_mask=attention_mask,
+                cache=cache,
                 **kwargs,
             )
         shape = hidden_states.shape[:-1]
@@ -71,8 +71,6 @@ def fused_forward(base: type[nn.Module]) -> Any | None:
         attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
         output, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
         return modules["o_proj"](output.reshape(*shape, -1)), weights
-
-    return forward
 
 
 def _is_known(base: type[nn.Module]) -> bool:

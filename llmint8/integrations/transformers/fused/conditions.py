@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
+from llmint8.integrations.transformers.fused.fused_module import FusedModule
 from llmint8.kernels.cpu import native
 from llmint8.nn import Int8Linear
 from llmint8.ops import INPUT_DTYPES, is_on_cpu
@@ -28,7 +29,7 @@ def runs_fused(x: Tensor) -> bool:
 
 
 def only_int8(layers: Sequence[nn.Module]) -> bool:
-    """Whether layers are plain int8 ones with the same settings, which nobody watches or offloads.
+    """Whether layers are plain int8 ones with the same settings, which nobody hooks or offloads.
 
     Of a budget that is a share, layers with as many columns have the same number.
     """
@@ -40,7 +41,7 @@ def only_int8(layers: Sequence[nn.Module]) -> bool:
             return False
         if layer.outlier_rule != first.outlier_rule and not _differ_in_budget(layer, first):
             return False
-    return not are_watched(layers)
+    return not have_hooks(layers)
 
 
 def _differ_in_budget(layer: Int8Linear, other: Int8Linear) -> bool:
@@ -55,7 +56,7 @@ def reads_input_as_it_is(layer: Int8Linear) -> bool:
     return "weight" in parameters and parameters["column_scale"] is None
 
 
-def are_watched(modules: Iterable[nn.Module]) -> bool:
+def have_hooks(modules: Iterable[nn.Module]) -> bool:
     """Whether a module has hooks, or a `forward` of its own, as accelerate gives it."""
     for module in modules:
         members = module.__dict__
@@ -81,9 +82,7 @@ def _is_idle(hook: Any) -> bool:
 
 def is_fused(module: nn.Module) -> bool:
     """Whether a module has the class that `fuse` gives, and nobody has patched the class below it since."""
-    cls: Any = type(module)
-    base = getattr(cls, "_unfused", None)
-    return base is not None and base.forward is cls._plain_forward
+    return isinstance(module, FusedModule) and not module.is_patched()
 
 
 def tensors(layers: Sequence[nn.Module]) -> tuple[list[Any], list[Any], list[Any], list[Any]]:

@@ -4,11 +4,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmint8 import ops
 from llmint8.integrations.transformers.attention import asks_for_more, is_faster
-from llmint8.integrations.transformers.fused import gated_mlp, growing_cache, rms_norm
-from llmint8.integrations.transformers.fused.conditions import are_watched, is_fused, reads_input_as_it_is, runs_fused
+from llmint8.integrations.transformers.fused import growing_cache
+from llmint8.integrations.transformers.fused.conditions import have_hooks, is_fused, reads_input_as_it_is, runs_fused
+from llmint8.integrations.transformers.fused.fused_module import FusedModule
+from llmint8.integrations.transformers.fused.gated_mlp import activation_name
+from llmint8.integrations.transformers.fused.rms_norm import norm_settings
 from llmint8.integrations.transformers.fused.same_code import is_known
 from llmint8.kernels.cpu.limits import DECODE_ROWS
 from llmint8.nn import Int8Linear
@@ -17,19 +21,20 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
-def fused_forward(base: type[nn.Module]) -> Any | None:
-    """Returns a `forward` for a class of decoder layers, or None if it is none that is known."""
-    if not base.__name__.endswith("DecoderLayer"):
-        return None
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-    from transformers.models.llama import modeling_llama
+class FusedDecoderLayer(FusedModule):
+    """The decoder layer of Llama, and of the many models that repeat its code."""
 
-    if not is_known(base.forward, modeling_llama, "LlamaDecoderLayer.forward"):
-        return None
-    plain = base.forward
+    @classmethod
+    def is_for(cls, plain: type[nn.Module]) -> bool:
+        """Whether a class is such a layer."""
+        if not plain.__name__.endswith("DecoderLayer"):
+            return False
+        from transformers.models.llama import modeling_llama
+
+        return is_known(plain.forward, modeling_llama, "LlamaDecoderLayer.forward")
 
     def forward(
-        self: Any,
+        self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
@@ -37,14 +42,15 @@ def fused_forward(base: type[nn.Module]) -> Any | None:
         use_cache: bool | None = False,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> Any:
+        """Applies the layer, as the `forward` of transformers does with the same arguments."""
         if (
             attention_mask is None
             and hidden_states.shape[1] == 1
             and hidden_states.shape[0] <= DECODE_ROWS
             and position_embeddings is not None
             and cache is not None
-            and base.forward is plain
+            and not self.is_patched()
             and is_faster(ALL_ATTENTION_FUNCTIONS["sdpa"])
             and not asks_for_more(kwargs)
             and runs_fused(hidden_states)
@@ -70,19 +76,15 @@ def fused_forward(base: type[nn.Module]) -> Any | None:
             )
             room.show_one_more(cache.layers[self.self_attn.layer_idx])
             return output
-        if cache is not None:  # transformers 5.23 has another name for it
-            kwargs["cache"] = cache
-        return base.forward(
-            self,
+        return super().forward(
             hidden_states,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            cache=cache,
             use_cache=use_cache,
             position_embeddings=position_embeddings,
             **kwargs,
         )
-
-    return forward
 
 
 def _parts(layer: Any, dtype: torch.dtype) -> tuple[Any, ...] | None:
@@ -95,17 +97,17 @@ def _parts(layer: Any, dtype: torch.dtype) -> tuple[Any, ...] | None:
     layers = [*(inner[name] for name in _PROJECTIONS), *(outer[name] for name in _MLP)]
     norms = [modules["input_layernorm"], modules["post_attention_layernorm"]]
     head_norms = [inner["q_norm"], inner["k_norm"]] if "q_norm" in inner else []
-    activation = gated_mlp.activation_name(outer["act_fn"])
-    if activation is None or are_watched((attend, mlp, *layers, *norms, *head_norms)):
+    activation = activation_name(outer["act_fn"])
+    if activation is None or have_hooks((attend, mlp, *layers, *norms, *head_norms)):
         return None
     if not all(map(is_fused, (*norms, *head_norms))):
         return None
-    kind = rms_norm.kind(norms[0])
-    if kind is None or any(rms_norm.kind(norm) != kind for norm in (norms[1], *head_norms)):
+    settings = norm_settings(norms[0])
+    if settings is None or any(norm_settings(norm) != settings for norm in (norms[1], *head_norms)):
         return None
     if not all(type(linear) is Int8Linear and reads_input_as_it_is(linear) for linear in layers):
         return None
     if any(norm._parameters["weight"].dtype != dtype for norm in (*norms, *head_norms)):
         return None
     parameters = [[module._parameters for module in group] for group in (norms, head_norms, layers)]
-    return *parameters[:2], *kind, parameters[2], activation
+    return *parameters[:2], *settings, parameters[2], activation

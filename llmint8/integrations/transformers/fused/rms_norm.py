@@ -1,55 +1,77 @@
 """RMS norms in one operator."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from llmint8 import ops
 from llmint8.integrations.transformers.fused.conditions import runs_fused
+from llmint8.integrations.transformers.fused.fused_module import FusedModule
 from llmint8.integrations.transformers.fused.same_code import is_known
 
-# The name of the epsilon, and whether 1 is added to the weight, of each class that is known.
-kinds: dict[type[nn.Module], tuple[str, bool]] = {}
 
+class FusedRMSNorm(FusedModule):
+    """The RMS norm of Llama, and of the many models that repeat its code.
 
-def fused_forward(base: type[nn.Module]) -> Any | None:
-    """Returns a `forward` for a class of norms, or None if it is none that is known."""
-    if not base.__name__.endswith("RMSNorm"):
-        return None
-    from transformers.models.gemma3 import modeling_gemma3 as gemma3
-    from transformers.models.llama import modeling_llama as llama
-    from transformers.models.olmo2 import modeling_olmo2 as olmo2
+    Attributes:
+        eps_name: The attribute with the epsilon.
+        add_one: Whether the factor is `1 + weight`.
+    """
 
-    # The two differ in a rounding between, which the fused operator does without.
-    if is_known(base.forward, llama, "LlamaRMSNorm.forward") or is_known(base.forward, olmo2, "Olmo2RMSNorm.forward"):
-        return _forward(base, "variance_epsilon", add_one=False)
-    inner = getattr(base, "_norm", None)
-    if is_known(base.forward, gemma3, "Gemma3RMSNorm.forward") and is_known(inner, gemma3, "Gemma3RMSNorm._norm"):
-        return _forward(base, "eps", add_one=True)
-    return None
+    eps_name: ClassVar[str] = "variance_epsilon"
+    add_one: ClassVar[bool] = False
 
+    @classmethod
+    def is_for(cls, plain: type[nn.Module]) -> bool:
+        """Whether a class is such a norm."""
+        if not plain.__name__.endswith("RMSNorm"):
+            return False
+        from transformers.models.llama import modeling_llama as llama
+        from transformers.models.olmo2 import modeling_olmo2 as olmo2
 
-def kind(norm: nn.Module) -> tuple[float, bool] | None:
-    """Returns the epsilon of a fused norm, and whether 1 is added to its weight; None if it is none."""
-    known = kinds.get(getattr(type(norm), "_unfused", None))  # type: ignore[arg-type]
-    if known is None or "weight" not in norm._parameters:
-        return None
-    return norm.__dict__[known[0]], known[1]
+        # The two differ in a rounding between, which the fused operator does without.
+        return is_known(plain.forward, llama, "LlamaRMSNorm.forward") or is_known(
+            plain.forward, olmo2, "Olmo2RMSNorm.forward"
+        )
 
-
-def _forward(base: type[nn.Module], eps: str, add_one: bool) -> Any:
-    plain = base.forward
-    kinds[base] = (eps, add_one)
-
-    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor) -> Any:
+        """Normalizes rows, [..., K]."""
         weight = self._parameters.get("weight")  # none in a replica of nn.DataParallel
         if (
             weight is not None
             and hidden_states.dtype == weight.dtype
-            and base.forward is plain
+            and not self.is_patched()
             and runs_fused(hidden_states)
         ):
-            return ops.rms_norm(hidden_states, weight, getattr(self, eps), add_one)
-        return base.forward(self, hidden_states)
+            return ops.rms_norm(hidden_states, weight, getattr(self, self.eps_name), self.add_one)
+        return super().forward(hidden_states)
 
-    return forward
+
+class FusedGemmaRMSNorm(FusedRMSNorm):
+    """The RMS norm of Gemma, which adds 1 to its weight."""
+
+    eps_name = "eps"
+    add_one = True
+
+    @classmethod
+    def is_for(cls, plain: type[nn.Module]) -> bool:
+        """Whether a class is such a norm."""
+        if not plain.__name__.endswith("RMSNorm"):
+            return False
+        from transformers.models.gemma3 import modeling_gemma3 as gemma3
+
+        norm = getattr(plain, "_norm", None)
+        return is_known(plain.forward, gemma3, "Gemma3RMSNorm.forward") and is_known(
+            norm, gemma3, "Gemma3RMSNorm._norm"
+        )
+
+
+def norm_settings(norm: nn.Module) -> tuple[float, bool] | None:
+    """Returns the epsilon of a fused norm, and whether 1 is added to its weight; None if it is none.
+
+    Args:
+        norm: Any module.
+    """
+    if not isinstance(norm, FusedRMSNorm) or "weight" not in norm._parameters:
+        return None
+    return norm.__dict__[norm.eps_name], norm.add_one

@@ -157,7 +157,7 @@ def test_layer_by_layer_and_part_by_part_give_the_same_bits() -> None:
     model = make("qwen3", torch.bfloat16)
     parts = copy.deepcopy(model)
     for layer in parts.model.layers:
-        layer.__class__ = type(layer)._unfused
+        layer.__class__ = type(layer).plain_class
     with torch.no_grad():
         for m in (model, parts):
             m.cache = m(TOKENS, use_cache=True).cache
@@ -310,7 +310,7 @@ def test_norms_whose_weight_is_no_parameter() -> None:
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", ["LlamaRMSNorm", "LlamaMLP", "LlamaAttention", "LlamaDecoderLayer"])
 def test_a_class_that_somebody_has_patched_is_left_alone(name: str, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmint8.integrations.transformers.fused.modules._classes", {})
+    monkeypatch.setattr("llmint8.integrations.transformers.fused.fused_module._classes", {})
     cls = getattr(T.models.llama.modeling_llama, name)
     original, used = cls.forward, []
 
