@@ -64,8 +64,19 @@ def _attention(args: tuple[Any, ...]) -> int:
     return int(4 * batch * key_heads * up * (depth + -(-depth // KEY_PANEL) * KEY_PANEL))
 
 
-# Operator -> bytes for its arguments.
-WORKSPACES: dict[str, Callable[[tuple[Any, ...]], int]] = {
+def workspace(operator: str, args: tuple[Any, ...], architecture: int | str | None) -> int:
+    """Returns the most that an operator takes besides its arguments and results, in bytes.
+
+    Args:
+        operator: Its name without the namespace.
+        args: Its arguments; tensors on the meta device will do.
+        architecture: Makes no difference on a CPU.
+    """
+    known = _WORKSPACES.get(operator)
+    return 0 if known is None else known(args)
+
+
+_WORKSPACES: dict[str, Callable[[tuple[Any, ...]], int]] = {
     "attention": _attention,
     "gated_mlp": _gated_mlp,
     "int8_linear": _int8_linear,

@@ -57,5 +57,16 @@ def _most_columns(k: int, rule: OutlierRule, columns: Tensor | None) -> int:
     return min(k, {"none": 0, "threshold": k, "budget": rule.budget, "static": static}[rule.mode])
 
 
-# Operator -> bytes for its arguments on a GPU with these tiles.
-WORKSPACES: dict[str, Callable[[tuple[Any, ...], tiles.Tables], int]] = {"int8_linear": _int8_linear}
+def workspace(operator: str, args: tuple[Any, ...], architecture: int | str | None) -> int:
+    """Returns the most that an operator takes besides its arguments and results, in bytes.
+
+    Args:
+        operator: Its name without the namespace.
+        args: Its arguments; tensors on the meta device will do.
+        architecture: Compute capability (80 for 8.0), or AMD's name; 8.0 if None.
+    """
+    known = _WORKSPACES.get(operator)
+    return 0 if known is None else known(args, tiles.built_in(architecture or 80))
+
+
+_WORKSPACES: dict[str, Callable[[tuple[Any, ...], tiles.Tables], int]] = {"int8_linear": _int8_linear}

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from llmint8.kernels import backend
+
 
 @dataclass(frozen=True)
 class Device:
@@ -30,16 +32,8 @@ def workspace(name: str, args: tuple[Any, ...], device: Device) -> int:
     namespace, _, operator = name.partition("::")
     if namespace != "llmint8":
         return 0
-    if device.type == "cpu":
-        from llmint8.kernels.cpu import workspace as cpu
-
-        known = cpu.WORKSPACES.get(operator)
-        return 0 if known is None else known(args)
-    from llmint8.kernels.triton import tiles
-    from llmint8.kernels.triton import workspace as triton
-
-    on_gpu = triton.WORKSPACES.get(operator)
-    return 0 if on_gpu is None else on_gpu(args, tiles.built_in(device.architecture or 80))
+    kernels = next(found for found in backend.BACKENDS if found.device_type == device.type)
+    return kernels.workspace(operator, args, device.architecture)
 
 
 def attention_workspace(query: Tensor, key: Tensor, value: Tensor, device: Device) -> int:

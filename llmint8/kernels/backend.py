@@ -31,6 +31,9 @@ class Backend:
         takes_device: Whether they run on a device, as far as it alone tells.
         decode_rows: How many rows an int8 layer takes on a device without quantizing them.
         modules: Operator -> the module with a function of that name, imported when it is first called.
+        device_type: The kind of device that it is for, `"cpu"` or `"cuda"`; None for any.
+        workspaces: The module whose `workspace(operator, args, architecture)` tells the bytes that its kernels take
+            besides arguments and results, for estimates; None if nobody has written that down.
         bound: Whether the kernels bind themselves to a dispatch key of PyTorch when they are loaded.
     """
 
@@ -39,7 +42,22 @@ class Backend:
     takes_device: Callable[[torch.device], bool]
     decode_rows: Callable[[torch.device], int]
     modules: Mapping[str, str] = field(default_factory=dict)
+    device_type: str | None = None
+    workspaces: str | None = None
     bound: bool = False
+
+    def workspace(self, operator: str, args: tuple[Any, ...], architecture: int | str | None) -> int:
+        """Returns the most that an operator takes besides its arguments and results, in bytes; 0 if it is not known.
+
+        Args:
+            operator: Its name without the namespace.
+            args: Its arguments; tensors on the meta device will do.
+            architecture: The compute capability of a GPU (80 for 8.0) or AMD's name; None for a CPU.
+        """
+        if self.workspaces is None:
+            return 0
+        module = importlib.import_module(self.workspaces)
+        return module.workspace(operator, args, architecture)  # type: ignore[no-any-return]
 
     def kernel(self, operator: str) -> Kernel | None:
         """Returns the kernel for an operator; None if the backend has none.
@@ -98,12 +116,16 @@ TRITON = Backend(
         name: f"llmint8.kernels.triton.{name}"
         for name in ("int8_linear", "int8_linear_grad_input", "quantize_weight", "dequantize_weight")
     },
+    device_type="cuda",
+    workspaces="llmint8.kernels.triton.workspace",
 )
 NATIVE = Backend(
     "native",
     takes=_native_takes,
     takes_device=lambda device: device.type == "cpu" and native.load(),
     decode_rows=lambda device: DECODE_ROWS,
+    device_type="cpu",
+    workspaces="llmint8.kernels.cpu.workspace",
     bound=True,
 )
 CPU = Backend(
@@ -112,6 +134,7 @@ CPU = Backend(
     takes_device=lambda device: device.type == "cpu",
     decode_rows=lambda device: DECODE_ROWS,
     modules={"int8_linear": "llmint8.kernels.cpu.int8_linear"},
+    device_type="cpu",
 )
 # Plain PyTorch on any device: it has the fallbacks, which the operators bring themselves.
 REFERENCE = Backend(
@@ -121,6 +144,7 @@ REFERENCE = Backend(
     decode_rows=lambda device: DECODE_ROWS,
 )
 
+# In the order in which they are asked.
 BACKENDS: tuple[Backend, ...] = (TRITON, NATIVE, CPU, REFERENCE)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from llmint8.kernels.backend import BACKENDS, Backend
+from llmint8.kernels import backend
 
 _library = torch.library.Library("llmint8", "DEF")
 
@@ -76,19 +76,21 @@ def define(
     def compute(kernel: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         return kernel(*args) if around is None else around(kernel, *args)
 
-    def run_one_of(backends: tuple[Backend, ...], args: tuple[Any, ...]) -> Any:
-        for backend in backends:
-            if backend.takes(*args) and (kernel := backend.kernel(name)) is not None:
-                result = kernel(*args) if backend.bound else compute(kernel, args)
+    def run(*args: Any) -> Any:
+        for kernels in backend.BACKENDS:
+            if kernels.takes(*args) and (kernel := kernels.kernel(name)) is not None:
+                result = kernel(*args) if kernels.bound else compute(kernel, args)
                 if result is not NotImplemented:
                     return result
         return compute(fallback, args)
 
-    def run(*args: Any) -> Any:
-        return run_one_of(BACKENDS, args)
-
-    def run_fallback(*args: Any) -> Any:
-        return run_one_of(tuple(backend for backend in BACKENDS if not backend.bound), args)
+    def run_fallback(*args: Any) -> Any:  # asked by native kernels, so not of them
+        for kernels in backend.BACKENDS:
+            if not kernels.bound and kernels.takes(*args) and (kernel := kernels.kernel(name)) is not None:
+                result = compute(kernel, args)
+                if result is not NotImplemented:
+                    return result
+        return compute(fallback, args)
 
     _define(name, schema, run, fake)
     _define(f"{name}_fallback", schema, run_fallback, fake)

@@ -60,6 +60,7 @@ def test_opcheck_what_stays_float(suffix: str, dtype: torch.dtype) -> None:
 
 def test_every_operator_is_checked_above() -> None:
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("llmint8::")}
+    names = {name for name in names if not name.startswith("toy_")}  # test_registry.py adds some
     fused = {"int8_linears", "gated_mlp", "rms_norm", "rotate", "decoder_layer"}  # in test_model.py
     linear = {"int8_linear", "int8_linear_grad_input", "quantize_weight", "dequantize_weight"}
     operators = {*linear, "attention", "float_linear", *fused}

@@ -16,7 +16,6 @@ from llmint8.kernels.triton import quantize_rows, tiles, tuning
 from llmint8.kernels.triton.int8_linear import int8_linear
 from llmint8.kernels.triton.mixed_linear import mixed_linear
 from llmint8.kernels.triton.weight_only_linear import weight_only_linear
-from llmint8.ops import registry
 from llmint8.outliers import OutlierRule
 
 # An emulator takes minutes, and the code for 86 is that for 80: LLMINT8_EMULATE=all runs both, and 120.
@@ -266,7 +265,7 @@ def test_a_model_says_the_same(emulator: Any) -> None:
     assert any(launch.kernel == "one_row_kernel" for launch in emulator.launches)
     launched = len(emulator.launches)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "BACKENDS", (backend.REFERENCE,))
+        patch.setattr(backend, "BACKENDS", (backend.REFERENCE,))
         assert torch.equal(model.generate(prompt, max_new_tokens=6, do_sample=False, eos_token_id=None), y)
     assert len(emulator.launches) == launched
 

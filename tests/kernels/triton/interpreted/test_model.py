@@ -13,7 +13,6 @@ import llmint8
 from llmint8 import Int8Config, Int8Linear, functional, ops
 from llmint8.kernels import backend
 from llmint8.kernels.triton import column_scores, int8_linear, quantize_rows, tiles
-from llmint8.ops import registry
 from llmint8.outliers import OutlierRule
 
 SETTINGS = {"budget": {"budget": 4}, "threshold": {"threshold": 6.0}, "none": {}}
@@ -55,7 +54,7 @@ def test_two_layers_of_a_model_say_the_same_text(smollm2: Path, monkeypatch: pyt
     monkeypatch.setattr(int8_linear, "mixed_linear", counting(int8_linear.mixed_linear, calls))
     said = tokenizer.decode(model.generate(prompt, max_new_tokens=3, do_sample=False)[0])
     assert len(calls) == 14  # of prefill; each token after it is decoded
-    monkeypatch.setattr(registry, "BACKENDS", (backend.REFERENCE,))
+    monkeypatch.setattr(backend, "BACKENDS", (backend.REFERENCE,))
     assert tokenizer.decode(model.generate(prompt, max_new_tokens=3, do_sample=False)[0]) == said
     assert len(calls) == 14
 
