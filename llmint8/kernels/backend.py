@@ -57,7 +57,7 @@ class Backend:
         if self.workspaces is None:
             return 0
         module = importlib.import_module(self.workspaces)
-        return module.workspace(operator, args, architecture)  # type: ignore[no-any-return]
+        return module.workspace(operator, args, architecture)
 
     def kernel(self, operator: str) -> Kernel | None:
         """Returns the kernel for an operator; None if the backend has none.

@@ -23,7 +23,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: b
     Raises:
         ValueError: Causal, with M greater than S.
     """
-    return _attention.call(query, key, value, scale, causal)  # type: ignore[no-any-return]
+    return _attention.call(query, key, value, scale, causal)
 
 
 def causal_mask(query: Tensor, keys: int) -> Tensor:

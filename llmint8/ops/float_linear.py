@@ -18,7 +18,7 @@ def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     Returns:
         [..., N], dtype of `x`.
     """
-    return _float_linear.call(x, weight, bias)  # type: ignore[no-any-return]
+    return _float_linear.call(x, weight, bias)
 
 
 def _fallback(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -48,7 +48,7 @@ def int8_linear(
     if rule is None:
         rule = Int8Config().rule(weight.shape[-1])
     run = _run if _needs_no_dispatcher(x) else _call
-    return run(x, weight, weight_scale, bias, outlier_columns, *rule)  # type: ignore[no-any-return]
+    return run(x, weight, weight_scale, bias, outlier_columns, *rule)
 
 
 def _needs_no_dispatcher(x: Tensor) -> bool:

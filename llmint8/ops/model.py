@@ -44,7 +44,7 @@ def int8_linears(
     Returns:
         What `ops.int8_linear` gives for each weight.
     """
-    return _int8_linears.call(x, weights, weight_scales, biases, outlier_columns, *rule)  # type: ignore[no-any-return]
+    return _int8_linears.call(x, weights, weight_scales, biases, outlier_columns, *rule)
 
 
 def gated_mlp(
@@ -72,9 +72,7 @@ def gated_mlp(
     Returns:
         [..., N], dtype of `x`.
     """
-    return _gated_mlp.call(  # type: ignore[no-any-return]
-        x, weights, weight_scales, biases, outlier_columns, activation, down_budget, *rule
-    )
+    return _gated_mlp.call(x, weights, weight_scales, biases, outlier_columns, activation, down_budget, *rule)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, add_one: bool = False) -> Tensor:
@@ -89,7 +87,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, add_one: bool = False) -> Te
     Returns:
         [..., K], dtype of `x`.
     """
-    return _rms_norm.call(x, weight, eps, add_one)  # type: ignore[no-any-return]
+    return _rms_norm.call(x, weight, eps, add_one)
 
 
 def rotate(query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor) -> None:
@@ -149,7 +147,7 @@ def decoder_layer(
     Raises:
         ValueError: There is no room in the cache.
     """
-    return _decoder_layer.call(  # type: ignore[no-any-return]
+    return _decoder_layer.call(
         x,
         cosine,
         sine,

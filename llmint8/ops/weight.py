@@ -39,7 +39,7 @@ def dequantize_weight(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype =
         weight_scale: fp32 [N, 1].
         dtype: Of the result.
     """
-    return _dequantize_weight.call(weight, weight_scale, dtype)  # type: ignore[no-any-return]
+    return _dequantize_weight.call(weight, weight_scale, dtype)
 
 
 def _quantize_fallback(weight: Tensor) -> tuple[Tensor, Tensor]:

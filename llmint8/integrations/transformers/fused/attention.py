@@ -27,6 +27,11 @@ _KNOWN = (
 class FusedAttention(FusedModule):
     """The attention of Llama and of some others, with queries, keys and values from one operator."""
 
+    config: Any
+    head_dim: int
+    layer_idx: int
+    scaling: float
+
     @classmethod
     def is_for(cls, plain: type[nn.Module]) -> bool:
         """Whether a class is such an attention."""

@@ -24,6 +24,8 @@ _MLP = ("gate_proj", "up_proj", "down_proj")
 class FusedDecoderLayer(FusedModule):
     """The decoder layer of Llama, and of the many models that repeat its code."""
 
+    self_attn: Any
+
     @classmethod
     def is_for(cls, plain: type[nn.Module]) -> bool:
         """Whether a class is such a layer."""

@@ -71,4 +71,4 @@ def _make(plain: type[nn.Module]) -> type[FusedModule] | None:
 
 def _restore(plain: type[nn.Module]) -> nn.Module:
     cls = fused_class(plain) or plain
-    return cls.__new__(cls)  # type: ignore[no-any-return]
+    return cls.__new__(cls)

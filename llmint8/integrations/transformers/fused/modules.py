@@ -25,7 +25,7 @@ def fuse(model: nn.Module) -> None:
     """
     for module in model.modules():
         if (fused := fused_class(type(module))) is not None:
-            module.__class__ = fused  # type: ignore[assignment]
+            module.__class__ = fused
 
 
 def unfuse(model: nn.Module) -> None:
