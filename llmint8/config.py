@@ -140,7 +140,7 @@ class Int8Config:
         """Returns the settings of one layer, without overrides.
 
         Args:
-            name: Of the layer in its model.
+            name: The layer's name in its model.
         """
         if not self.overrides:
             return self

@@ -56,8 +56,8 @@ class Row:
         architecture: Compute capability, or AMD's name.
         kernel: Its name.
         case: The tile and what else the code depends on.
-        warps: Of a program.
-        registers: Of a thread.
+        warps: The warps of a program.
+        registers: Registers that a thread takes.
         spills: Instructions that save or restore a register (AMD: registers that are saved).
         shared: Bytes of a program.
         limit: Bytes there are.

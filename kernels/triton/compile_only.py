@@ -34,7 +34,7 @@ class Binary:
     """A compiled kernel.
 
     Attributes:
-        name: Of the kernel.
+        name: The name of the kernel.
         metadata: Triton's: `shared` bytes, `num_warps` and more.
         files: Each level of code by its suffix: `ptx`, `cubin`, `amdgcn` and more.
     """

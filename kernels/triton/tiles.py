@@ -260,7 +260,7 @@ def tuned_path(name: str) -> Path:
     """Returns the file with the tiles that were tuned on a GPU.
 
     Args:
-        name: Of the GPU.
+        name: What PyTorch calls the GPU.
     """
     return cache_folder() / "tiles" / (re.sub(r"\W+", "-", name) + ".json")
 

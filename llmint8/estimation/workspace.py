@@ -14,7 +14,7 @@ class Device:
 
     Attributes:
         type: `"cpu"` or `"cuda"`.
-        architecture: Of a GPU, its compute capability (80 for 8.0) or AMD's name; None of a CPU.
+        architecture: The compute capability of a GPU (80 for 8.0) or AMD's name; None for a CPU.
     """
 
     type: str

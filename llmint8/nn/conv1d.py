@@ -27,7 +27,7 @@ class Int8Conv1D(Int8Linear):
         """Dequantizes into a `Conv1D`.
 
         Args:
-            dtype: Of the weight and bias; that of the bias if None.
+            dtype: Dtype of the weight and bias; that of the bias if None.
         """
         from transformers.pytorch_utils import Conv1D
 

@@ -50,8 +50,8 @@ class Int8Linear(nn.Linear):
             in_features: K.
             out_features: N.
             bias: Whether there is a bias.
-            device: Of all tensors.
-            dtype: Of the bias; the default dtype if None.
+            device: Where all tensors are made.
+            dtype: Dtype of the bias; the default dtype if None.
             config: Settings; the default ones if None.
         """
         nn.Module.__init__(self)
@@ -144,7 +144,7 @@ class Int8Linear(nn.Linear):
         """Dequantizes into an `nn.Linear`.
 
         Args:
-            dtype: Of the weight and bias; that of the bias, or the default dtype without one, if None.
+            dtype: Dtype of the weight and bias; that of the bias, or the default dtype without one, if None.
         """
         dtype = dtype or self._float_dtype()
         layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")

@@ -133,12 +133,12 @@ def decoder_layer(
         position: Number of tokens before this one.
         norms: Weights [K] of the norms before the attention and before the MLP.
         head_norms: Weights [depth] of the norms of queries and keys, or nothing.
-        eps: Of all norms.
+        eps: Epsilon of all norms.
         add_one: As in `rms_norm`.
         weights: int8; queries, keys, values, output, gate, up and down.
         weight_scales: fp32 [N, 1].
         biases: Floating point [N], or None.
-        scale: Of the attention scores.
+        scale: Factor of the attention scores.
         activation: One of `ACTIVATIONS`.
 
     Returns:

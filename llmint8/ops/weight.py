@@ -37,7 +37,7 @@ def dequantize_weight(weight: Tensor, weight_scale: Tensor, dtype: torch.dtype =
     Args:
         weight: int8 [N, K].
         weight_scale: fp32 [N, 1].
-        dtype: Of the result.
+        dtype: Dtype of the result.
     """
     return _dequantize_weight.call(weight, weight_scale, dtype)
 

@@ -26,7 +26,7 @@ def is_known(function: Any, module: ModuleType, name: str) -> bool:
 
     Args:
         function: One.
-        module: Of transformers.
+        module: A module of transformers.
         name: In the module, `"LlamaMLP.forward"`.
 
     Returns:
