@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from llmint8 import ops
 from llmint8.integrations.transformers import attention as native_attention
 from llmint8.integrations.transformers.fused import growing_cache
+from llmint8.integrations.transformers.patches import RAGGED_ATTENTION
 
 
 class RaggedCache(Cache):
@@ -117,12 +117,16 @@ def restore(cache: DynamicCache, saved: list[dict[str, Any] | None], length: int
 
 def enable() -> None:
     """Has transformers' SDPA attention take the lists of a `RaggedCache`; all else reaches it as before."""
-    attention = AttentionInterface()["sdpa"]
-    if not getattr(attention, "takes_lists", False):
-        AttentionInterface.register("sdpa", _taking_lists(attention))
+    RAGGED_ATTENTION.install()
 
 
-def _taking_lists(attention: Callable[..., Any]) -> Callable[..., Any]:
+def taking_lists(attention: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps an attention so that it takes the lists of a `RaggedCache`, too.
+
+    Args:
+        attention: What transformers calls for SDPA.
+    """
+
     def sdpa(
         module: nn.Module, query: Tensor, key: Any, value: Any, attention_mask: Any = None, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
@@ -137,7 +141,6 @@ def _taking_lists(attention: Callable[..., Any]) -> Callable[..., Any]:
             return torch.cat([attention(module, *row, mask, *args, **kwargs)[0] for row in rows]), None
         return torch.cat([ops.attention(*row, scale, pieces) for row in rows]), None
 
-    sdpa.takes_lists = True  # type: ignore[attr-defined]
     sdpa.is_ours = getattr(attention, "is_ours", False)  # type: ignore[attr-defined]
     return sdpa
 

@@ -1,20 +1,18 @@
 """Generation with int8 models on a CPU that other programs use, too."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
-
-from transformers.generation import GenerationMixin
 
 from llmint8.kernels.cpu import forward_pass
 
 
-def look_after_threads(cls: type[GenerationMixin]) -> None:
-    """Wraps `generate` of a class for models with int8 layers on a CPU; others generate as before.
+def watching_threads(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `generate` for models with int8 layers on a CPU; others generate as before.
 
     Args:
-        cls: `GenerationMixin`.
+        original: `GenerationMixin.generate`, or what stands in its place.
     """
-    original = cls.generate
 
     @functools.wraps(original)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -23,4 +21,4 @@ def look_after_threads(cls: type[GenerationMixin]) -> None:
         with forward_pass.generation():
             return original(self, *args, **kwargs)
 
-    cls.generate = generate
+    return generate

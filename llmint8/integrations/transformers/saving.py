@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,12 @@ _STAGING_PREFIX = ".llmint8-saving-"
 _ABANDONED_SECONDS = 3600
 
 
-def make_saving_atomic(cls: type[PreTrainedModel]) -> None:
-    """Wraps `save_pretrained` of a class for models with int8 layers; others are saved as before.
+def atomic(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `save_pretrained` for models with int8 layers; others are saved as before.
 
     Args:
-        cls: `PreTrainedModel`.
+        original: `PreTrainedModel.save_pretrained`, or what stands in its place.
     """
-    original = cls.save_pretrained
     signature = inspect.signature(original)
 
     @functools.wraps(original)
@@ -55,7 +54,7 @@ def make_saving_atomic(cls: type[PreTrainedModel]) -> None:
             original(self, staging, **arguments)
         return None
 
-    cls.save_pretrained = save_pretrained
+    return save_pretrained
 
 
 @contextlib.contextmanager
