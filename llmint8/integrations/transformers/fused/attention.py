@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from llmint8 import fused_ops
-from llmint8.integrations.transformers.fused import growing_cache
+from llmint8.integrations.transformers import kv_cache
 from llmint8.integrations.transformers.fused.conditions import only_int8, runs_fused, tensors
 from llmint8.integrations.transformers.fused.same_code import is_known
 
@@ -67,7 +67,7 @@ def fused_forward(base: type[nn.Module]) -> Any | None:
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         fused_ops.rotate(query, key, *position_embeddings)
         if cache is not None:
-            key, value = growing_cache.update(cache, key, value, self.layer_idx, kwargs)
+            key, value = kv_cache.update(cache, key, value, self.layer_idx, kwargs)
         attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
         output, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
         return modules["o_proj"](output.reshape(*shape, -1)), weights

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from llmint8 import fused_ops
 from llmint8.integrations.transformers.attention import asks_for_more, is_faster
-from llmint8.integrations.transformers.fused import gated_mlp, growing_cache, rms_norm
+from llmint8.integrations.transformers import kv_cache
+from llmint8.integrations.transformers.fused import gated_mlp, rms_norm
 from llmint8.integrations.transformers.fused.conditions import are_watched, is_fused, reads_input_as_it_is, runs_fused
 from llmint8.integrations.transformers.fused.same_code import is_known
 from llmint8.nn import Int8Linear
@@ -49,7 +50,7 @@ def fused_forward(base: type[nn.Module]) -> Any | None:
             and not asks_for_more(kwargs)
             and runs_fused(hidden_states)
             and (parts := _parts(self, hidden_states.dtype)) is not None
-            and (room := growing_cache.room_for_one(cache, self.self_attn.layer_idx, hidden_states)) is not None
+            and (room := kv_cache.room_for_one(cache, self.self_attn.layer_idx, hidden_states)) is not None
         ):
             norms, head_norms, eps, add_one, layers, activation = parts
             output = fused_ops.decoder_layer(

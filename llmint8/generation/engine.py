@@ -22,9 +22,9 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import logging
 
 from llmint8.kernels.cpu import forward_pass
-from llmint8.serving import probe, ragged_batch
-from llmint8.serving.sampling import Sampler
-from llmint8.serving.text import TextStream
+from llmint8.generation import probe, ragged_batch
+from llmint8.generation.sampling import Sampler
+from llmint8.generation.text import TextStream
 
 logger = logging.get_logger(__name__)
 
