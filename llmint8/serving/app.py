@@ -8,8 +8,8 @@ from transformers.cli.serving.server import build_server
 from transformers.cli.serving.utils import GenerationState
 
 from llmint8._version import __version__
+from llmint8.generation.engine import Engine
 from llmint8.serving import metrics, request_log
-from llmint8.serving.engine import Engine
 from llmint8.serving.errors import handle_errors
 from llmint8.serving.gate import OPEN, Gate
 from llmint8.serving.handlers import ChatHandler, TextHandler

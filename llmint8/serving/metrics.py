@@ -6,7 +6,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from llmint8.serving.engine import Engine
+from llmint8.generation.engine import Engine
 from llmint8.serving.record import Record
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llmint8.serving.engine import Engine
+from llmint8.generation.engine import Engine
 from llmint8.serving.errors import APIError
 from llmint8.serving.prompts import Prompts, most_characters
 

@@ -204,7 +204,7 @@ def _native_sdpa(original: Any) -> Any:
 
 
 def _ragged_sdpa(original: Any) -> Any:
-    from llmint8.serving.ragged_batch import taking_lists
+    from llmint8.generation.ragged_batch import taking_lists
 
     return taking_lists(original)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmint8 import ops
-from llmint8.integrations.transformers.fused import growing_cache
+from llmint8.integrations.transformers import kv_cache
 from llmint8.integrations.transformers.fused.conditions import only_int8, runs_fused, tensors
 from llmint8.integrations.transformers.fused.fused_module import FusedModule
 from llmint8.integrations.transformers.fused.same_code import is_known
@@ -72,7 +72,7 @@ class FusedAttention(FusedModule):
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         ops.rotate(query, key, *position_embeddings)
         if cache is not None:
-            key, value = growing_cache.update(cache, key, value, self.layer_idx, kwargs)
+            key, value = kv_cache.update(cache, key, value, self.layer_idx, kwargs)
         attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
         output, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
         return modules["o_proj"](output.reshape(*shape, -1)), weights

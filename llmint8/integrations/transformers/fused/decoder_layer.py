@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmint8 import ops
+from llmint8.integrations.transformers import kv_cache
 from llmint8.integrations.transformers.attention import asks_for_more, is_faster
-from llmint8.integrations.transformers.fused import growing_cache
 from llmint8.integrations.transformers.fused.conditions import have_hooks, is_fused, reads_input_as_it_is, runs_fused
 from llmint8.integrations.transformers.fused.fused_module import FusedModule
 from llmint8.integrations.transformers.fused.gated_mlp import activation_name
@@ -57,7 +57,7 @@ class FusedDecoderLayer(FusedModule):
             and not asks_for_more(kwargs)
             and runs_fused(hidden_states)
             and (parts := _parts(self, hidden_states.dtype)) is not None
-            and (room := growing_cache.room_for_one(cache, self.self_attn.layer_idx, hidden_states)) is not None
+            and (room := kv_cache.room_for_one(cache, self.self_attn.layer_idx, hidden_states)) is not None
         ):
             norms, head_norms, eps, add_one, layers, activation = parts
             output = ops.decoder_layer(

@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from llmint8.serving.text import TextStream
+from llmint8.generation.text import TextStream
 
 TEXT = "Größe: 1 ≤ 2, 🙂🙃 and so on. END of it"
 

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from llmint8 import ops
 from llmint8.integrations.transformers import attention as native_attention
-from llmint8.integrations.transformers.fused import growing_cache
+from llmint8.integrations.transformers import kv_cache
 from llmint8.integrations.transformers.patches import RAGGED_ATTENTION
 
 
@@ -33,7 +33,7 @@ class RaggedCache(Cache):
         """
         super().__init__(layers=[])
         self.caches = caches
-        self._rooms: dict[int, list[growing_cache.Room]] = {}
+        self._rooms: dict[int, list[kv_cache.Room]] = {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -52,7 +52,7 @@ class RaggedCache(Cache):
         """
         if key_states.shape[2] > 1:
             (cache,) = self.caches
-            all_keys, all_values = growing_cache.update(cache, key_states, value_states, layer_idx, kwargs)
+            all_keys, all_values = kv_cache.update(cache, key_states, value_states, layer_idx, kwargs)
             return [all_keys], [all_values]
         rooms = self._rooms_of(layer_idx, key_states)
         if rooms is None:  # a layer that does not keep all tokens
@@ -70,11 +70,11 @@ class RaggedCache(Cache):
         torch._foreach_copy_(places, new)  # one call: each takes as long as the attention of a row
         return keys, values
 
-    def _rooms_of(self, index: int, like: Tensor) -> list[growing_cache.Room] | None:
+    def _rooms_of(self, index: int, like: Tensor) -> list[kv_cache.Room] | None:
         """The buffers of a layer, with room for a token; looked for once and when one is full."""
         rooms = self._rooms.get(index)
         if rooms is None or any(room.used == room.keys.shape[2] for room in rooms):
-            found = [growing_cache.room_for_one(cache, index, like[:1]) for cache in self.caches]
+            found = [kv_cache.room_for_one(cache, index, like[:1]) for cache in self.caches]
             rooms = [room for room in found if room is not None]
             if len(rooms) != len(found):
                 return None

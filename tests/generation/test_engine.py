@@ -11,15 +11,15 @@ import pytest
 import torch
 import transformers
 
-from llmint8.serving.engine import Answer, Engine
-from llmint8.serving.sampling import Sampler
+from llmint8.generation.engine import Answer, Engine
+from llmint8.generation.sampling import Sampler
 
 PROMPTS = ("The capital of France is", "Once", "One two three four", "A cat and a dog went to the", "Yes", "def f(x):")
 
 
 @pytest.fixture
-def engine(manager: Any) -> Iterator[Engine]:
-    engine = Engine(manager.model, manager.tokenizer, slots=12, max_queue=20)
+def engine(int8_model: Any, tokenizer: Any) -> Iterator[Engine]:
+    engine = Engine(int8_model, tokenizer, slots=12, max_queue=20)
     yield engine
     engine.close()
 
@@ -150,9 +150,9 @@ def test_closing_cancels(engine: Engine) -> None:
 
 @pytest.mark.parametrize("kind", ["eager", "mamba", "falcon", "roberta"])
 def test_a_model_that_cannot_be_batched_answers_one_after_another(
-    manager: Any, kind: str, caplog: pytest.LogCaptureFixture
+    tokenizer: Any, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    vocabulary = manager.model.config.vocab_size
+    vocabulary = len(tokenizer)
     if kind == "mamba":
         config: Any = transformers.MambaConfig(vocab_size=vocabulary, hidden_size=32, num_hidden_layers=1)
         model: Any = transformers.MambaForCausalLM(config).eval()
@@ -177,15 +177,15 @@ def test_a_model_that_cannot_be_batched_answers_one_after_another(
             vocab_size=vocabulary, hidden_size=32, intermediate_size=32, num_hidden_layers=1
         )
         model = transformers.LlamaForCausalLM._from_config(config, attn_implementation="eager").eval()
-    engine = Engine(model, manager.tokenizer, slots=4)
+    engine = Engine(model, tokenizer, slots=4)
     assert engine.slots == 1
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "llmint8.serving.engine"]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "llmint8.generation.engine"]
     assert line.startswith("llmint8: answers are generated one after another, since ")
     assert type(model).__name__ in line
     pairs = [submit(engine, prompt, 4) for prompt in PROMPTS[:3]]
     found = [wait(*pair).tokens for pair in pairs]
     for prompt, tokens in zip(PROMPTS, found, strict=False):
-        read = [*manager.tokenizer(prompt)["input_ids"], *tokens]
+        read = [*tokenizer(prompt)["input_ids"], *tokens]
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([read]), use_cache=False).logits[0]
         assert tokens == logits.argmax(-1).tolist()[-5:-1]

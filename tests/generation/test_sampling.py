@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from llmint8.serving.sampling import Penalties, Sampler
+from llmint8.generation.sampling import Penalties, Sampler
 
 
 def test_penalties_count_what_was_said_after_the_prompt() -> None:

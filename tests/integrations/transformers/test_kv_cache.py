@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, StaticCache
 
-from llmint8.integrations.transformers.fused import growing_cache
+from llmint8.integrations.transformers import kv_cache
 
 SHAPE = (2, 3, 1, 4)
 
@@ -27,7 +27,7 @@ def pair() -> tuple[DynamicCache, DynamicCache]:
 
 def add(caches: tuple[DynamicCache, DynamicCache], seed: int, count: int = 1) -> None:
     ours, theirs = caches
-    results = growing_cache.update(ours, *tokens(seed, count), 0, {}), theirs.update(*tokens(seed, count), 0)
+    results = kv_cache.update(ours, *tokens(seed, count), 0, {}), theirs.update(*tokens(seed, count), 0)
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
     assert ours.get_seq_length() == theirs.get_seq_length()
@@ -47,7 +47,7 @@ def test_it_grows_without_moving_and_moves_when_it_is_full() -> None:
 
 def test_the_first_tokens_are_left_to_transformers() -> None:
     cache = DynamicCache()
-    keys, _ = growing_cache.update(cache, *tokens(0, 5), 1, {})
+    keys, _ = kv_cache.update(cache, *tokens(0, 5), 1, {})
     assert torch.equal(keys, tokens(0, 5)[0])
     assert len(cache.layers) == 2
 
@@ -120,7 +120,7 @@ def test_a_cache_may_be_narrowed_and_expanded() -> None:
         batch = caches[0].layers[0].keys.shape[0]
         for seed in (2, 3):
             keys, values = (t[:batch] for t in tokens(seed))
-            results = growing_cache.update(caches[0], keys, values, 0, {}), caches[1].update(keys, values, 0)
+            results = kv_cache.update(caches[0], keys, values, 0, {}), caches[1].update(keys, values, 0)
             for a, b in zip(*results, strict=True):
                 assert torch.equal(a, b)
 
@@ -137,19 +137,19 @@ def test_a_cache_made_in_inference_mode_is_continued_outside() -> None:
 def test_what_is_no_plain_cache_is_updated_by_transformers() -> None:
     config = LlamaConfig(num_hidden_layers=1, num_attention_heads=3, num_key_value_heads=3, hidden_size=12)
     static = StaticCache(config, max_cache_len=8)
-    growing_cache.update(static, *tokens(0, 5), 0, {})
-    keys, _ = growing_cache.update(static, *tokens(1), 0, {})
+    kv_cache.update(static, *tokens(0, 5), 0, {})
+    keys, _ = kv_cache.update(static, *tokens(1), 0, {})
     assert keys.shape[2] == 8
-    assert growing_cache.room_for_one(static, 0, keys) is None
-    assert growing_cache.room_for_one(DynamicCache(), 0, keys) is None
+    assert kv_cache.room_for_one(static, 0, keys) is None
+    assert kv_cache.room_for_one(DynamicCache(), 0, keys) is None
     sliding = DynamicCache(config=LlamaConfig(num_hidden_layers=1, sliding_window=4, layer_types=["sliding_attention"]))
     for seed in range(6):
-        keys, _ = growing_cache.update(sliding, *tokens(seed), 0, {})
+        keys, _ = kv_cache.update(sliding, *tokens(seed), 0, {})
     assert keys.shape[2] == 4
 
 
 def test_room_is_for_the_dtype_and_batch_of_the_cache() -> None:
     ours, _ = pair()
-    assert growing_cache.room_for_one(ours, 0, torch.zeros(2, 1, 8)) is not None
-    assert growing_cache.room_for_one(ours, 0, torch.zeros(3, 1, 8)) is None
-    assert growing_cache.room_for_one(ours, 0, torch.zeros(2, 1, 8).half()) is None
+    assert kv_cache.room_for_one(ours, 0, torch.zeros(2, 1, 8)) is not None
+    assert kv_cache.room_for_one(ours, 0, torch.zeros(3, 1, 8)) is None
+    assert kv_cache.room_for_one(ours, 0, torch.zeros(2, 1, 8).half()) is None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from llmint8.serving import ragged_batch
+from llmint8.generation import ragged_batch
 
 # The longer prompt passes a sliding window of fewer tokens.
 _LENGTHS = (3, 64)

@@ -9,7 +9,7 @@ import transformers
 from transformers.cache_utils import DynamicCache
 
 import llmint8
-from llmint8.serving import probe, ragged_batch
+from llmint8.generation import probe, ragged_batch
 
 LENGTHS = (5, 17, 9, 1)
 SIZES = {

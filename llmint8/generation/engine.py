@@ -21,10 +21,10 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 from transformers.utils import logging
 
+from llmint8.generation import probe, ragged_batch
+from llmint8.generation.sampling import Sampler
+from llmint8.generation.text import TextStream
 from llmint8.kernels.cpu import forward_pass
-from llmint8.serving import probe, ragged_batch
-from llmint8.serving.sampling import Sampler
-from llmint8.serving.text import TextStream
 
 logger = logging.get_logger(__name__)
 
