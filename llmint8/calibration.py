@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from llmint8 import functional
 from llmint8.config import Int8Config
 from llmint8.nn import Int8Linear
+from llmint8.nn.forms import is_int8
 from llmint8.quantize import int8_layers
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -58,7 +59,7 @@ def calibrate(
     seen: Counter[Int8Linear] = Counter()
 
     def observe(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, Int8Linear)
+        assert is_int8(layer)
         rows = inputs[0].reshape(-1, layer.in_features)
         if layer.column_scale is not None:
             rows = rows * layer.column_scale

@@ -1,6 +1,5 @@
 """`quantize_` and `dequantize_`: any `nn.Module`, in place."""
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -10,7 +9,8 @@ from torch import nn
 
 from llmint8 import ops
 from llmint8.config import Int8Config, matches
-from llmint8.nn import FloatLinear, Int8Conv1D, Int8Linear
+from llmint8.nn import Int8Linear
+from llmint8.nn.forms import int8_form, is_int8
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -20,15 +20,13 @@ default_skips: list[Callable[[nn.Module], set[str]]] = []
 after_quantize: list[Callable[[nn.Module], None]] = []
 # Functions that are called with a model once it is float again.
 after_dequantize: list[Callable[[nn.Module], None]] = []
-# Subclasses of nn.Linear that compute the same, by name, since their modules are not imported for this.
-_PLAIN_SUBCLASSES = ("transformers.models.falcon.modeling_falcon.FalconLinear",)
 
 
 def quantize_(model: ModuleT, config: Int8Config | None = None) -> ModuleT:
     """Replaces every `nn.Linear` of a model (and GPT-2's `Conv1D`) by an int8 layer, in place.
 
-    Subclasses of `nn.Linear` stay as they are, for their meaning is their own, and so does a weight that is shared
-    with another module. One layer at a time is quantized, on the device where it lies.
+    Subclasses of `nn.Linear` stay as they are, for their meaning is their own, unless `nn.forms` has an int8 form for
+    them; so does a weight that is shared with another module. One layer at a time is quantized, on the device where it lies.
 
     Args:
         model: Any module; a transformers model keeps its heads in 16 bit, see `Int8Config`.
@@ -43,7 +41,7 @@ def quantize_(model: ModuleT, config: Int8Config | None = None) -> ModuleT:
             `overrides` fits no linear layer.
     """
     config = config or Int8Config()
-    if int8_class(model) is not None:
+    if int8_form(model) is not None:
         raise TypeError(f"a {type(model).__name__} cannot be replaced in place; use Int8Linear.from_float(layer)")
     layers = layers_to_quantize(model, config)
     if not layers:
@@ -55,7 +53,7 @@ def quantize_(model: ModuleT, config: Int8Config | None = None) -> ModuleT:
     for name in layers:
         layer = model.get_submodule(name)
         if id(layer) not in done:
-            made = int8_class(layer).from_float(layer, config.for_layer(name))  # type: ignore[union-attr]
+            made = int8_form(layer).from_float(layer, config.for_layer(name))  # type: ignore[union-attr]
             done[id(layer)] = made
         replace_module(model, name, done[id(layer)])
     _disable_fused_transformer_layers(model)
@@ -78,8 +76,8 @@ def dequantize_(model: ModuleT, dtype: torch.dtype | None = None) -> ModuleT:
         TypeError: The model itself is an int8 layer.
         ValueError: A layer's weight is offloaded or on the meta device.
     """
-    if isinstance(model, Int8Linear):
-        raise TypeError("an Int8Linear cannot be replaced in place; use layer.to_float()")
+    if is_int8(model):
+        raise TypeError(f"an {type(model).__name__} cannot be replaced in place; use layer.to_float()")
     layers = list(int8_layers(model))
     if offloaded := [name for name, layer in layers if layer.weight.is_meta]:
         raise ValueError(f"{offloaded[0]} has no weight in memory; load the model without offloading first")
@@ -94,21 +92,10 @@ def dequantize_(model: ModuleT, dtype: torch.dtype | None = None) -> ModuleT:
     return model
 
 
-def int8_class(layer: nn.Module) -> type[Int8Linear] | None:
-    """Returns the int8 form of a float layer, or None if it has none."""
-    kind = type(layer)
-    if kind is nn.Linear or kind is FloatLinear or f"{kind.__module__}.{kind.__qualname__}" in _PLAIN_SUBCLASSES:
-        return Int8Linear
-    pytorch_utils = sys.modules.get("transformers.pytorch_utils")  # no Conv1D without it
-    if pytorch_utils is not None and type(layer) is pytorch_utils.Conv1D:
-        return Int8Conv1D
-    return None
-
-
 def int8_layers(model: nn.Module) -> Iterator[tuple[str, Int8Linear]]:
     """Yields the int8 layers of a model with their names, one that is used in two places under both."""
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, Int8Linear):
+        if is_int8(module):
             yield name, module
 
 
@@ -122,7 +109,7 @@ def layers_to_quantize(model: nn.Module, config: Int8Config) -> list[str]:
     Raises:
         ValueError: A name in `include_modules` or `overrides` fits no linear layer, or a mode is static.
     """
-    candidates = [n for n, m in model.named_modules(remove_duplicate=False) if int8_class(m) is not None]
+    candidates = [n for n, m in model.named_modules(remove_duplicate=False) if int8_form(m) is not None]
     for setting, patterns in (("include_modules", config.include_modules), ("overrides", dict(config.overrides))):
         for pattern in patterns:
             if not any(matches(name, [pattern]) for name in candidates):

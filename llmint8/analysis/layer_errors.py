@@ -12,7 +12,7 @@ from llmint8.analysis.comparison import Totals, run, token_inputs, tracked
 from llmint8.analysis.outlier_report import block_and_kind, counted_rows, padding_mask, watching
 from llmint8.config import Int8Config
 from llmint8.nn import Int8Linear
-from llmint8.quantize import int8_class
+from llmint8.nn.forms import int8_form, is_int8
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def layer_errors(
             the mode is static but there are no calibrated columns, no batch reaches a layer, or, with
             `effect_on_kl`, the reference is in training mode.
     """
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Int8Linear)}
+    layers = {name: layer for name, layer in model.named_modules() if is_int8(layer)}
     if not layers:
         raise ValueError(f"{type(model).__name__} has no int8 layers; quantize it first")
     settings = {name: layer.int8_config if config is None else config.for_layer(name) for name, layer in layers.items()}
@@ -127,7 +127,7 @@ def _float_layer(reference: nn.Module, name: str, layer: Int8Linear) -> nn.Modul
         found = reference.get_submodule(name)
     except AttributeError:
         raise ValueError(f"the reference has no {name}; give the float model that the int8 one was made from") from None
-    if int8_class(found) is None:
+    if int8_form(found) is None:
         raise ValueError(f"{name} of the reference is a {type(found).__name__}; it must be a float linear layer")
     weight = layer._float_weight(found)
     if weight.shape != layer.weight.shape:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from llmint8.analysis.comparison import run, tracked
 from llmint8.config import PAPER_THRESHOLD, matches
-from llmint8.quantize import default_skips, int8_class
+from llmint8.nn.forms import int8_form
+from llmint8.quantize import default_skips
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -372,7 +373,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     layers = {
         name: module
         for name, module in model.named_modules()
-        if name not in skips and (isinstance(module, nn.Linear) or int8_class(module) is not None)
+        if name not in skips and (isinstance(module, nn.Linear) or int8_form(module) is not None)
     }
     if not layers:
         raise ValueError(f"{type(model).__name__} has no linear layers to look at")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llmint8.nn import Int8Conv1D
-from llmint8.quantize import int8_class, int8_layers
+from llmint8.nn.forms import int8_form
+from llmint8.quantize import int8_layers
 
 _DTYPES = (torch.float32, torch.float64)
 # Of the largest output: fp32 rounding that some tens of layers have amplified; a real mistake is off by a factor of 20.
@@ -173,7 +173,7 @@ class _Trace(TorchDispatchMode):
         self.calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
         own = {m: n for n, m in model.named_modules() if all(uses[id(p)] == 1 for p in m.parameters(recurse=False))}
-        self.linears = [m for m in model.modules() if int8_class(m) is not None]
+        self.linears = [m for m in model.modules() if int8_form(m) is not None]
         self.norms = [m for m in own if _may_be_norm(m)]
         self.names = own
         self._norm_of: dict[int, nn.Module] = {}  # by storage
@@ -268,12 +268,11 @@ class _Changes:
         return False
 
     def divide_columns(self, linear: nn.Module, columns: Tensor, factors: Tensor) -> None:
-        """Divides the columns of a weight [N, K]; GPT-2's is [K, N]."""
-        weight = linear.get_parameter("weight")
-        if int8_class(linear) is Int8Conv1D:
-            self._set(weight, 0, columns, weight[columns] / factors.to(weight)[:, None])
-        else:
-            self._set(weight, 1, columns, weight[:, columns] / factors.to(weight))
+        """Divides the columns of a weight, seen as [N, K]."""
+        form = int8_form(linear)
+        assert form is not None  # `linears` has no other layers
+        weight = form.as_rows(linear.get_parameter("weight"))
+        self._set(weight, 1, columns, weight[:, columns] / factors.to(weight))
 
     def undo(self, start: int = 0) -> None:
         """Takes back all changes but the first ones, bit for bit."""

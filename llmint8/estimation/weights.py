@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from llmint8.estimation.result import Part, Weights
-from llmint8.nn import Int8Linear
+from llmint8.nn.forms import is_int8
 from llmint8.quantize import int8_layers
 
 _LAYER_NUMBER = re.compile(r"(^|\.)\d+(?=\.|$)")
@@ -20,14 +20,14 @@ def count_weights(model: nn.Module) -> Weights:
     Args:
         model: Any module, also on the meta device.
     """
-    int8_layers = {name for name, module in model.named_modules() if isinstance(module, Int8Linear)}
+    layers = {name: module for name, module in model.named_modules() if is_int8(module)}
     codes = scales = 0
     kept: Counter[tuple[str, str]] = Counter()
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         owner, _, leaf = name.rpartition(".")
-        if owner in int8_layers and leaf == "weight":
+        if owner in layers and leaf in layers[owner].code_names:
             codes += tensor.nbytes
-        elif owner in int8_layers and leaf != "bias":
+        elif owner in layers and leaf in layers[owner].scale_names:
             scales += tensor.nbytes
         else:
             kept[_LAYER_NUMBER.sub(r"\1*", name), str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes

@@ -80,7 +80,8 @@ def save_bitsandbytes(model: "PreTrainedModel", save_directory: str | os.PathLik
         ValueError: The model has no int8 layers, or one with a `column_scale`.
     """
     from llmint8.integrations.transformers.quantizer import attach
-    from llmint8.quantize import int8_class, int8_layers
+    from llmint8.nn.forms import int8_form
+    from llmint8.quantize import int8_layers
 
     layers = dict(int8_layers(model))
     if not layers:
@@ -93,7 +94,7 @@ def save_bitsandbytes(model: "PreTrainedModel", save_directory: str | os.PathLik
     attach(model, getattr(model, "hf_quantizer", None))
     quantizer, config = model.hf_quantizer, model.hf_quantizer.quantization_config
     # bitsandbytes decides by this list which layers are int8, with defaults of its own if it is empty.
-    kept = [name for name, module in model.named_modules() if int8_class(module) is not None]
+    kept = [name for name, module in model.named_modules() if int8_form(module) is not None]
     changed = config.replace(checkpoint_format="bitsandbytes", skip_modules=kept, include_modules=())
     ignored = model._keys_to_ignore_on_save
     try:

@@ -39,6 +39,10 @@ class Int8Conv1D(Int8Linear):
         return layer.train(self.training)
 
     @staticmethod
-    def _float_weight(layer: nn.Module) -> Tensor:
-        weight: Tensor = layer.weight  # type: ignore[assignment]
+    def as_rows(weight: Tensor) -> Tensor:
+        """Views the weight of a `Conv1D` as [out_features, in_features].
+
+        Args:
+            weight: [in_features, out_features].
+        """
         return weight.T

@@ -1,7 +1,7 @@
 """`Int8Linear`: an `nn.Linear` with an int8 weight and 16-bit outlier columns."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,12 @@ class Int8Linear(nn.Linear):
         outlier_columns: int64, the columns that calibration found, in mode `"static"`; or None.
         int8_config: The runtime settings; may be replaced at any time.
         outlier_rule: The same as the operators take them; follows `int8_config`.
+        code_names: Names of the int8 tensors, which have no more values than the float ones.
+        scale_names: Names of what being int8 adds. All other tensors are those of the float layer.
     """
+
+    code_names: ClassVar[tuple[str, ...]] = ("weight",)
+    scale_names: ClassVar[tuple[str, ...]] = ("weight_scale", "column_scale", "outlier_columns")
 
     weight_scale: Parameter
     column_scale: Parameter | None
@@ -90,7 +95,7 @@ class Int8Linear(nn.Linear):
             raise ValueError(
                 "mode='static' needs calibrated columns: quantize, then run llmint8.calibrate(model, batches)"
             )
-        weight = cls._float_weight(layer)
+        weight = cls.as_rows(layer.weight)  # type: ignore[arg-type]
         result = cls.empty_like(layer, config)
         codes, scale, column_scale = result.quantized(weight.detach())
         result.weight = Parameter(codes, requires_grad=False)
@@ -107,9 +112,18 @@ class Int8Linear(nn.Linear):
             layer: An `nn.Linear`.
             config: Settings; the default ones if None.
         """
-        out_features, in_features = cls._float_weight(layer).shape
+        out_features, in_features = cls.as_rows(layer.weight).shape  # type: ignore[arg-type]
         has_bias = layer.bias is not None
         return cls(in_features, out_features, has_bias, "meta", layer.weight.dtype, config=config)  # type: ignore[arg-type]
+
+    @staticmethod
+    def as_rows(weight: Tensor) -> Tensor:
+        """Views the weight of the float layer as [out_features, in_features], which it is already in most layers.
+
+        Args:
+            weight: As in the float layer or a checkpoint of it.
+        """
+        return weight
 
     def quantized(self, weight: Tensor, name: str = "the weight") -> tuple[Tensor, Tensor, Tensor | None]:
         """Quantizes a weight as this layer wants it.
@@ -229,11 +243,6 @@ class Int8Linear(nn.Linear):
             RuntimeError: Always.
         """
         raise RuntimeError("an Int8Linear cannot be initialized at random; quantize a layer or load a state dict")
-
-    @staticmethod
-    def _float_weight(layer: nn.Module) -> Tensor:
-        """The float weight as [out_features, in_features]."""
-        return layer.weight  # type: ignore[return-value]
 
     def _float_dtype(self) -> torch.dtype:
         return torch.get_default_dtype() if self.bias is None else self.bias.dtype

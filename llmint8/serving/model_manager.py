@@ -10,6 +10,7 @@ from transformers.cli.serving.model_manager import ModelManager
 import llmint8
 from llmint8.loading import is_hub_name
 from llmint8.nn import Int8Linear
+from llmint8.nn.forms import is_int8
 from llmint8.serving.errors import APIError
 
 
@@ -98,12 +99,12 @@ class Int8ModelManager(ModelManager):
         """Returns the bytes of the weights in 8 bit, and of the same weights unquantized."""
         tensors = {tensor.data_ptr() or id(tensor): tensor for tensor in self.model.parameters()}
         int8 = sum(tensor.nbytes for tensor in tensors.values())
-        saved = sum(_saved(m, self.model.dtype) for m in self.model.modules() if isinstance(m, Int8Linear))
+        saved = sum(_saved(m, self.model.dtype) for m in self.model.modules() if is_int8(m))
         return int8, int8 + saved
 
 
 def _saved(layer: Int8Linear, dtype: torch.dtype) -> int:
     """The bytes that a layer is smaller for being int8."""
     weight: torch.Tensor = layer.weight
-    added = sum(p.nbytes for name, p in layer.named_parameters(recurse=False) if name not in ("weight", "bias"))
+    added = sum(p.nbytes for name, p in layer.named_parameters(recurse=False) if name in layer.scale_names)
     return weight.numel() * dtype.itemsize - weight.nbytes - added

@@ -33,7 +33,8 @@ from llmint8.estimation.source import Source
 from llmint8.integrations.transformers.conversions import FindColumnScale, QuantizeWeight
 from llmint8.integrations.transformers.quantizer import Int8HfQuantizer, attach, tied_heads_to_quantize
 from llmint8.nn import Int8Linear
-from llmint8.quantize import int8_class, int8_layers, replace_module
+from llmint8.nn.forms import int8_form, is_int8
+from llmint8.quantize import int8_layers, replace_module
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class StreamedWeights:
 
     def _say_which_layers_are_float(self) -> None:
         """Lists the layers that stay float, for bitsandbytes decides by that list which are int8."""
-        kept = [name for name, module in self.model.named_modules() if int8_class(module) is not None]
+        kept = [name for name, module in self.model.named_modules() if int8_form(module) is not None]
         config = self._quantizer.quantization_config
         self._quantizer.quantization_config = config.replace(skip_modules=kept, include_modules=())
 
@@ -201,7 +202,7 @@ class StreamedWeights:
         parts = _Partition(state)
         source_of: dict[str, list[str]] = {}
         for params, sources in loads.items():
-            layers = {name.removesuffix("weight") for name in params if isinstance(self._owner(name), Int8Linear)}
+            layers = {name.removesuffix("weight") for name in params if is_int8(self._owner(name))}
             made = [*params, *(f"{layer}{leaf}" for layer in layers for leaf in ("weight_scale", "column_scale"))]
             kept = [name for name in made if name in state]
             parts.join(kept)

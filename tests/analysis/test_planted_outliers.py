@@ -88,7 +88,7 @@ def test_output_stays_and_inputs_grow(
     """
     model = make_model(architecture)
     before = run_model(model)
-    readers = dict.fromkeys(name for name, module in model.named_modules() if llmint8.quantize.int8_class(module))
+    readers = dict.fromkeys(name for name, module in model.named_modules() if int8_form(module))
     inputs = {name: inputs_of(model, (name,), lambda: run_model(model))[0] for name in readers}
     planted = plant_outliers(model)
     after = run_model(model)

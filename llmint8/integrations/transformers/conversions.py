@@ -8,7 +8,8 @@ from torch.nn import Parameter
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from llmint8.nn import Int8Conv1D, Int8Linear
+from llmint8.nn import Int8Linear
+from llmint8.nn.forms import is_int8
 
 
 class QuantizeWeight(ConversionOps):
@@ -27,14 +28,14 @@ class QuantizeWeight(ConversionOps):
         result: dict[str, Tensor] = {}
         for name, value in input_dict.items():
             layer, leaf = get_module_from_name(model, name)
-            if isinstance(layer, Int8Linear) and leaf == "weight":
+            if is_int8(layer) and leaf == "weight":
                 result |= self._quantized(name, _only(value), layer)
             else:
                 result[name] = _only(value)
         return result
 
     def _quantized(self, name: str, weight: Tensor, layer: Int8Linear) -> dict[str, Tensor]:
-        weight = _as_in_int8(weight, layer)
+        weight = layer.as_rows(weight)
         try:
             if weight.shape != layer.weight.shape:
                 raise ValueError(f"{name} should be {list(layer.weight.shape)}, got {list(weight.shape)}")
@@ -57,8 +58,8 @@ class FindColumnScale(ConversionOps):
         """Returns nothing."""
         for name, value in input_dict.items():
             layer, leaf = get_module_from_name(model, name)
-            if isinstance(layer, Int8Linear) and leaf == "weight":
-                scale = layer.column_scale_for(_as_in_int8(_only(value), layer))
+            if is_int8(layer) and leaf == "weight":
+                scale = layer.column_scale_for(layer.as_rows(_only(value)))
                 layer.set_column_scale(None if scale is None else torch.empty_like(scale, device="meta"))
         return {}
 
@@ -168,11 +169,6 @@ def _absmax(scale: Tensor) -> Tensor:
     absmax = scale.float() * 127
     short = ((absmax.view(torch.int32) + 0x800) & ~0xFFF).view(torch.float32)
     return torch.where(short / 127 == scale, short, absmax)
-
-
-def _as_in_int8(weight: Tensor, layer: Int8Linear) -> Tensor:
-    """A float weight of a checkpoint as [N, K]."""
-    return weight.T if isinstance(layer, Int8Conv1D) else weight
 
 
 def _only(value: Any) -> Any:

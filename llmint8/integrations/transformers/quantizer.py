@@ -28,8 +28,9 @@ from llmint8.integrations.transformers.conversions import (
 from llmint8.integrations.transformers.fused import fuse, unfuse
 from llmint8.kernels.cpu import forward_pass
 from llmint8.nn import FloatLinear, Int8Linear
+from llmint8.nn.forms import int8_form, is_int8
 from llmint8.ops import INPUT_DTYPES
-from llmint8.quantize import dequantize_, int8_class, int8_layers, layers_to_quantize, replace_module
+from llmint8.quantize import dequantize_, int8_layers, layers_to_quantize, replace_module
 
 
 class Int8HfQuantizer(HfQuantizer):
@@ -70,7 +71,7 @@ class Int8HfQuantizer(HfQuantizer):
             raise ValueError(f"{type(model).__name__} has no nn.Linear to quantize")
         for name, stem in names.items():
             layer = model.get_submodule(name)
-            int8 = int8_class(layer)
+            int8 = int8_form(layer)
             if int8 is None:
                 raise CheckpointError(f"{name} is int8 in the checkpoint, but a {type(layer).__name__} in the model")
             made = int8.empty_like(layer, config.for_layer(name))
@@ -125,7 +126,7 @@ class Int8HfQuantizer(HfQuantizer):
         if self.pre_quantized:
             return False
         module, name = get_module_from_name(model, param_name)
-        return isinstance(module, Int8Linear) and name == "weight"
+        return is_int8(module) and name == "weight"
 
     def get_quantize_ops(self) -> QuantizeWeight:
         """Returns the operation for one weight."""
@@ -263,7 +264,7 @@ def untie_int8_heads(model: PreTrainedModel) -> None:
     scale in it tells that the head has its own weight.
     """
     for name, layer in _tied_layers(model):
-        if isinstance(layer, Int8Linear):
+        if is_int8(layer):
             del model.all_tied_weights_keys[f"{name}.weight"]
 
 
@@ -280,7 +281,7 @@ def tied_heads_to_quantize(
         The name, the float layer and the class of its int8 form.
     """
     for name, layer in _tied_layers(model):
-        if (int8 := int8_class(layer)) is not None and matches(name, config.include_modules):
+        if (int8 := int8_form(layer)) is not None and matches(name, config.include_modules):
             yield name, layer, int8
 
 

@@ -13,10 +13,10 @@ from transformers.generation import GenerationMixin
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
 import llmint8
+from llmint8.generation import ragged_batch
 from llmint8.integrations.transformers import patches
 from llmint8.integrations.transformers.patches import PATCHES, Patch, Replacement, install_all, remove_all
 from llmint8.quantize import int8_layers
-from llmint8.serving import ragged_batch
 
 by_name = pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
 
