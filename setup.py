@@ -1,10 +1,15 @@
-"""Compiles the native kernels into the package if asked: `LLMINT8_PREBUILD=1 pip wheel --no-build-isolation .`."""
+"""Finds the packages, and compiles the native kernels into one of them if asked.
+
+Every folder with an `__init__.py` below llmint8/ is a package, and so is every one below kernels/: `kernels/x` is
+installed as `llmint8.kernels.x`, and nothing as a top-level `kernels`. To compile: `LLMINT8_PREBUILD=1 pip wheel
+--no-build-isolation .`.
+"""
 
 import importlib.util
 import os
 from pathlib import Path
 
-from setuptools import Distribution, setup
+from setuptools import Distribution, find_packages, setup
 from setuptools.command.build_py import build_py
 
 PREBUILD = os.environ.get("LLMINT8_PREBUILD") == "1"
@@ -34,4 +39,11 @@ class MaybeBinaryDistribution(Distribution):
         return PREBUILD
 
 
-setup(cmdclass={"build_py": BuildWithKernels}, distclass=MaybeBinaryDistribution)
+KERNELS = {f"llmint8.kernels.{name}": f"kernels/{name.replace('.', '/')}" for name in find_packages("kernels")}
+
+setup(
+    packages=[*find_packages(include=["llmint8", "llmint8.*"]), *KERNELS],
+    package_dir=KERNELS,
+    cmdclass={"build_py": BuildWithKernels},
+    distclass=MaybeBinaryDistribution,
+)
