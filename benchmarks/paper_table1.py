@@ -22,6 +22,7 @@ from llmint8 import Int8Config, calibrate, from_pretrained, functional, quantize
 from llmint8.analysis.planted_outliers import plant_outliers
 from llmint8.config import PAPER_THRESHOLD
 from llmint8.default_model import default_model
+from llmint8.nn.forms import int8_form
 from llmint8.quantize import int8_layers, layers_to_quantize
 
 

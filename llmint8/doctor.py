@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from llmint8 import functional, ops
-from llmint8.cache import cache_folder
 from llmint8.kernels import FORCED_BACKEND, backend, triton
 from llmint8.kernels.cpu import build, native
 from llmint8.outliers import OutlierRule
+from llmint8.runtime.user_cache import cache_folder
 
 PACKAGES = ("llmint8", "torch", "transformers", "accelerate", "safetensors", "huggingface_hub", "triton")
 # Variables of the environment that change what runs, how fast, or where files are.

@@ -12,7 +12,7 @@ from pathlib import Path
 from systems import System
 
 from harness.host import versions
-from llmint8.cache import cache_folder
+from llmint8.runtime.user_cache import cache_folder
 
 
 class InstallationError(RuntimeError):

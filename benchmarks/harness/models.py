@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmint8.cache import cache_folder
 from llmint8.default_model import default_model
+from llmint8.runtime.user_cache import cache_folder
 
 # Llamas of random weights, by billions of parameters: hidden and intermediate size, layers, heads, heads of keys.
 SIZES = {

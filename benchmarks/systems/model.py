@@ -49,7 +49,7 @@ def made_from(checkpoint: Path, kind: str) -> Path:
         checkpoint: Folder.
         kind: The end of the name.
     """
-    from llmint8.cache import cache_folder
+    from llmint8.runtime.user_cache import cache_folder
 
     where = hashlib.sha256(str(checkpoint.resolve()).encode()).hexdigest()[:8]
     folder = cache_folder() / "made"

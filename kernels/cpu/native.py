@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from llmint8.cache import cache_folder
 from llmint8.kernels import FORCED_BACKEND
 from llmint8.kernels.cpu import build
+from llmint8.runtime.user_cache import cache_folder
 
 PREBUILT = Path(__file__).parent / "prebuilt"
 

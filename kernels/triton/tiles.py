@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from llmint8.cache import cache_folder
+from llmint8.runtime.user_cache import cache_folder
 
 # Bytes that a thread reads at once.
 ALIGNMENT = 16

@@ -24,12 +24,13 @@ from transformers.utils import logging
 from llmint8.generation import probe, ragged_batch
 from llmint8.generation.sampling import Sampler
 from llmint8.generation.text import TextStream
-from llmint8.kernels.cpu import forward_pass
+from llmint8.kernels import backend
+from llmint8.runtime import threads
 
 logger = logging.get_logger(__name__)
 
-# Rows of a step: what int8 layers take without quantizing it, on a CPU and on a GPU.
-_ROWS_CPU, _ROWS_GPU = 8, 32
+# Answers at the same time, at most, unless somebody asks for more: each has a cache.
+_MOST_SLOTS = 32
 # Tokens of a piece of a prompt: so many that reading is not slower, and so few that others do not wait long.
 _PIECE_CPU, _PIECE_GPU = 256, 2048
 
@@ -105,14 +106,15 @@ class Engine:
         Args:
             model: Of transformers.
             tokenizer: A fast one of transformers.
-            slots: Answers that are generated at the same time; None for as many as there are rows in a step.
+            slots: Answers that are generated at the same time; None for as many as there are rows in a step, and 32
+                at most.
             max_queue: Requests that may wait for a place.
 
         Raises:
             ValueError: A number is too small, or the model has no cache that could be used.
         """
-        rows = _ROWS_CPU if model.device.type == "cpu" else _ROWS_GPU
-        slots = rows if slots is None else slots
+        rows = backend.decode_rows(model.device)  # int8 layers do not quantize so few, and each has its own bits
+        slots = min(rows, _MOST_SLOTS) if slots is None else slots
         if slots < 1:
             raise ValueError(f"answers at the same time must be at least 1, got {slots}")
         if max_queue < 0:
@@ -125,7 +127,7 @@ class Engine:
         if not names:
             raise ValueError(f"{type(model).__name__} has no cache of keys and values, which serving needs")
         self._cache_name = names[0]
-        self._of_a_prompt = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         ragged_batch.enable()
         self.slots = slots if slots == 1 or self._can_batch() else 1
         self.piece = self._choose_piece() if self.slots > 1 else None  # where nobody waits, there is no need
@@ -243,14 +245,14 @@ class Engine:
                 self._lock.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     return
-            with torch.inference_mode(), self._threads_looked_after():
+            with torch.inference_mode(), self._managed_threads():
                 while self._turn():
                     pass
 
     @contextlib.contextmanager
-    def _threads_looked_after(self) -> Iterator[None]:
-        if self.model.device.type == "cpu" and forward_pass.is_watched(self.model):
-            with forward_pass.generation():
+    def _managed_threads(self) -> Iterator[None]:
+        if self.model.device.type == "cpu" and threads.is_managed(self.model):
+            with threads.generation():
                 yield
         else:
             yield
@@ -306,7 +308,7 @@ class Engine:
         first, device = answer.read, self.model.device
         last = len(answer.prompt) if self.piece is None else first + self.piece
         tokens = torch.tensor([answer.prompt[first:last]], device=device)
-        options: dict[str, Any] = dict(self._of_a_prompt)
+        options: dict[str, Any] = dict(self._last_logits_only)
         if first == 0:
             answer.sampler = answer.make_sampler()
             answer.cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))

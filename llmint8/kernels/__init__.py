@@ -1,8 +1,8 @@
 """Kernels behind the operators of `llmint8.ops`; `backend.py` lists who runs what.
 
 The code is in the folder `kernels/` beside this package, one folder a backend, and is installed as `llmint8.kernels.*`
-(see setup.py). That folder has no `__init__.py`: a top-level package `kernels` would be taken for Hugging Face's package
-of that name, which transformers looks for.
+(see setup.py). That folder has no `__init__.py`: a top-level package `kernels` would be taken for Hugging Face's
+package of that name, which transformers looks for.
 """
 
 import os

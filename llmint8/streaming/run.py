@@ -14,7 +14,6 @@ from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
-from llmint8 import heap
 from llmint8._version import __version__
 from llmint8.checkpoint import check_folder
 from llmint8.config import Int8Config
@@ -22,6 +21,7 @@ from llmint8.estimation.source import Source, find
 from llmint8.integrations.transformers.saving import move
 from llmint8.loading import is_hub_name
 from llmint8.quantize import int8_layers
+from llmint8.runtime import heap
 from llmint8.streaming.shard import Shard
 from llmint8.streaming.staging import check_space, check_target, staging
 from llmint8.streaming.weights import StreamedWeights, no_progress_bars
@@ -204,7 +204,7 @@ def _write_weights(
                         done += made[name].nbytes
                         report(file, done, total)
                     weights.release()
-            heap.give_back()
+            heap.trim()
         before += shard.size
         report(file, before, total)
 

@@ -26,7 +26,6 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig, PreTrainedModel, remove_tied_weights_from_state_dict
 from transformers.utils import logging
 
-from llmint8 import mapped_files
 from llmint8.checkpoint import CheckpointError
 from llmint8.estimation.skeleton import empty_model
 from llmint8.estimation.source import Source
@@ -35,6 +34,7 @@ from llmint8.integrations.transformers.quantizer import Int8HfQuantizer, attach,
 from llmint8.nn import Int8Linear
 from llmint8.nn.forms import int8_form, is_int8
 from llmint8.quantize import int8_layers, replace_module
+from llmint8.runtime import mapped_files
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class StreamedWeights:
 
     def release(self) -> None:
         """Unloads the pages of the 16-bit checkpoint that were read; tensors that are views of it read them again."""
-        mapped_files.give_back(self._mapped)
+        mapped_files.unload(self._mapped)
 
     def _what_is_loaded_together(self, mapping: list[Any]) -> dict[tuple[str, ...], list[str]]:
         """Parameters of the model -> the tensors of the checkpoint that they are made from."""

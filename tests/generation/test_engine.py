@@ -13,6 +13,7 @@ import transformers
 
 from llmint8.generation.engine import Answer, Engine
 from llmint8.generation.sampling import Sampler
+from llmint8.kernels import backend
 
 PROMPTS = ("The capital of France is", "Once", "One two three four", "A cat and a dog went to the", "Yes", "def f(x):")
 
@@ -190,3 +191,34 @@ def test_a_model_that_cannot_be_batched_answers_one_after_another(
             logits = model(input_ids=torch.tensor([read]), use_cache=False).logits[0]
         assert tokens == logits.argmax(-1).tolist()[-5:-1]
     engine.close()
+
+
+def test_a_step_has_as_many_rows_as_the_backend_decodes(
+    int8_model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more, int8 layers would quantize them, and a sequence would have other bits in company."""
+    monkeypatch.setattr(backend, "decode_rows", lambda device: 2)
+    rows: list[int] = []
+    engine = Engine(int8_model, tokenizer, slots=5)
+    assert Engine(int8_model, tokenizer).slots == 2
+    step = engine._step
+    monkeypatch.setattr(engine, "_step", lambda answers: (rows.append(len(answers)), step(answers)))
+    answers = [submit(engine, prompt) for prompt in PROMPTS]
+    for pair in answers:
+        wait(*pair)
+    engine.close()
+    assert max(rows) == 2
+
+
+@pytest.mark.parametrize(("architecture", "rows"), [(75, 16), (80, 32), (90, 256)])
+def test_gpus_decode_as_many_rows_as_their_tiles_say(
+    architecture: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    from llmint8.kernels import triton
+    from llmint8.kernels.triton import tiles
+
+    monkeypatch.setattr(triton, "runs_on", lambda index: True)
+    monkeypatch.setattr(tiles, "_architecture", lambda index: architecture)
+    monkeypatch.setattr(tiles, "_tables", lambda architecture, index: tiles.built_in(architecture))
+    assert backend.decode_rows(torch.device("cuda", 0)) == rows

@@ -202,10 +202,10 @@ void use_instruction_set(c10::string_view name) {
 TORCH_LIBRARY(llmint8_cpu, library) {
   library.def("instruction_sets() -> str[]", instruction_sets);
   library.def("use_instruction_set(str name) -> ()", use_instruction_set);
-  library.def("enter_forward(bool few_tokens, int model) -> ()", Crowd::enter);
-  library.def("leave_forward() -> ()", Crowd::leave);
-  library.def("begin_generation() -> ()", Crowd::begin_generation);
-  library.def("end_generation() -> ()", Crowd::end_generation);
+  library.def("enter_forward(bool few_tokens, int model) -> ()", ThreadLimit::enter);
+  library.def("leave_forward() -> ()", ThreadLimit::leave);
+  library.def("begin_generation() -> ()", ThreadLimit::begin_generation);
+  library.def("end_generation() -> ()", ThreadLimit::end_generation);
 }
 
 TORCH_LIBRARY_IMPL(llmint8, CPU, library) {

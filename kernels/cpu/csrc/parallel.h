@@ -16,7 +16,7 @@ namespace llmint8 {
 // of microseconds takes the milliseconds until it is its turn. So when a region waited in vain, short ones stay on the
 // calling thread for a while, and longer each time that it happens again. During a forward pass of a model (`enter` to
 // `leave`), so do those of PyTorch's own operators.
-class Crowd {
+class ThreadLimit {
  public:
   using Clock = std::chrono::steady_clock;
 
@@ -160,34 +160,34 @@ void parallel(int64_t tasks, int threads, const Run& run) {
     for (int64_t task = 0; task < tasks; ++task) run(task, 0);
     return;
   }
-  const auto start = Crowd::Clock::now();
+  const auto start = ThreadLimit::Clock::now();
   const auto caller = std::this_thread::get_id();
-  Crowd::Clock::duration work{0}, last{0};
+  ThreadLimit::Clock::duration work{0}, last{0};
   Deal deal(tasks, threads);
   std::atomic<int> started{0};
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     const int thread = started.fetch_add(1, std::memory_order_relaxed);
     if (thread >= threads) return;
     const bool calling = std::this_thread::get_id() == caller;
-    const auto begin = Crowd::Clock::now();
+    const auto begin = ThreadLimit::Clock::now();
     auto latest = begin;
     for (int64_t task; (task = deal.take(thread)) >= 0;) {
-      if (calling) latest = Crowd::Clock::now();
+      if (calling) latest = ThreadLimit::Clock::now();
       run(task, thread);
     }
     if (calling) {
-      const auto end = Crowd::Clock::now();
+      const auto end = ThreadLimit::Clock::now();
       work = end - begin;
       last = end - latest;
     }
   });
-  Crowd::report(Crowd::Clock::now() - start - work, last);
+  ThreadLimit::report(ThreadLimit::Clock::now() - start - work, last);
 }
 
 // How many threads are worth their start, and the wait for them, to read `bytes` of memory once.
 inline int threads_to_read(int64_t bytes) {
   constexpr int64_t BYTES = 64 << 10;
-  if (bytes < 2 * BYTES || Crowd::noticed()) return 1;
+  if (bytes < 2 * BYTES || ThreadLimit::noticed()) return 1;
   return static_cast<int>(std::min<int64_t>(at::get_num_threads(), bytes / BYTES));
 }
 

@@ -4,10 +4,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from llmint8.kernels.cpu import forward_pass
+from llmint8.runtime import threads
 
 
-def watching_threads(original: Callable[..., Any]) -> Callable[..., Any]:
+def managing_threads(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps `generate` for models with int8 layers on a CPU; others generate as before.
 
     Args:
@@ -16,9 +16,9 @@ def watching_threads(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.device.type != "cpu" or not forward_pass.is_watched(self):
+        if self.device.type != "cpu" or not threads.is_managed(self):
             return original(self, *args, **kwargs)
-        with forward_pass.generation():
+        with threads.generation():
             return original(self, *args, **kwargs)
 
     return generate

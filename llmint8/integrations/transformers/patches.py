@@ -179,10 +179,10 @@ def _put_generate(function: Any) -> None:
     GenerationMixin.generate = function  # type: ignore[method-assign]
 
 
-def _watching_generate(original: Any) -> Any:
-    from llmint8.integrations.transformers.generation import watching_threads
+def _thread_managing_generate(original: Any) -> Any:
+    from llmint8.integrations.transformers.generation import managing_threads
 
-    return watching_threads(original)
+    return managing_threads(original)
 
 
 def _get_sdpa() -> Any:
@@ -251,7 +251,7 @@ PATCHES: tuple[Patch, ...] = (
         MODELING,
         _get_generate,
         _put_generate,
-        _watching_generate,
+        _thread_managing_generate,
     ),
     Replacement(
         "transformers.AttentionInterface['sdpa']",

@@ -13,7 +13,6 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from llmint8 import heap, mapped_files
 from llmint8.checkpoint import FLOAT_DTYPES, SCALE_NAMES, CheckpointError, TensorInfo, check_scales, read_headers
 from llmint8.config import Int8Config, matches
 from llmint8.integrations.transformers import tripwire
@@ -26,11 +25,11 @@ from llmint8.integrations.transformers.conversions import (
     Unflatten,
 )
 from llmint8.integrations.transformers.fused import fuse, unfuse
-from llmint8.kernels.cpu import forward_pass
 from llmint8.nn import FloatLinear, Int8Linear
 from llmint8.nn.forms import int8_form, is_int8
 from llmint8.ops import INPUT_DTYPES
 from llmint8.quantize import dequantize_, int8_layers, layers_to_quantize, replace_module
+from llmint8.runtime import heap, mapped_files, threads
 
 
 class Int8HfQuantizer(HfQuantizer):
@@ -157,8 +156,8 @@ class Int8HfQuantizer(HfQuantizer):
         self._quantize_tied_heads(model)
         speed_up(model)
         # What this load has mapped, and nobody has seen yet.
-        mapped_files.give_back(mapped_files.mappings(self._files) - self._mapped_before)
-        heap.give_back()
+        mapped_files.unload(mapped_files.mappings(self._files) - self._mapped_before)
+        heap.trim()
         self._tensors, self._files, self._mapped_before = {}, (), set()
         attach(model, self)
 
@@ -234,7 +233,7 @@ def speed_up(model: nn.Module) -> None:
     if isinstance(model, PreTrainedModel):
         stream_head(model)
         fuse(model)
-        forward_pass.watch(model)
+        threads.manage(model)
 
 
 def slow_down(model: nn.Module) -> None:

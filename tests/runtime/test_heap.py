@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from llmint8 import heap
+from llmint8.runtime import heap
 
 FREED = """
 import ctypes
 from pathlib import Path
-from llmint8 import heap
+from llmint8.runtime import heap
 
 def anonymous():
     status = Path("/proc/self/status").read_text()
@@ -26,7 +26,7 @@ top = libc.malloc(1000)  # keeps the heap from shrinking by itself
 for block in blocks:
     libc.free(ctypes.c_void_p(block))
 before = anonymous()
-heap.give_back()
+heap.trim()
 print(before - anonymous())
 """
 
@@ -42,4 +42,4 @@ def test_free_memory_is_given_back() -> None:
 
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    heap.give_back()
+    heap.trim()

@@ -3,14 +3,14 @@
 import ctypes
 
 
-def give_back() -> None:
+def trim() -> None:
     """Returns free memory to the system, where the C library can (glibc); does nothing elsewhere.
 
     While weights are read and quantized, one tensor after another is allocated and freed: up to hundreds of MB that
     would stay resident.
     """
     try:
-        trim = ctypes.CDLL(None).malloc_trim
+        malloc_trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):  # another C library, or another system
         return
-    trim(0)
+    malloc_trim(0)

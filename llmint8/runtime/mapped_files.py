@@ -30,7 +30,7 @@ def mappings(files: Iterable[str | os.PathLike]) -> set[tuple[int, int]]:
         return set()
 
 
-def give_back(spans: Iterable[tuple[int, int]]) -> None:
+def unload(spans: Iterable[tuple[int, int]]) -> None:
     """Unloads the pages of clean mappings; they are read again from the file when they are needed.
 
     Args:

@@ -1,4 +1,4 @@
-"""Tells the native kernels where passes and generations begin and end, so that they can look after the threads.
+"""Tells the native kernels where passes and generations begin and end, so that they can manage the threads.
 
 On a busy machine, threads wait milliseconds for each other at the end of every operator, PyTorch's as well as ours.
 When the kernels notice it, the pass goes on with one thread; the number of threads is restored when the pass ends.
@@ -17,26 +17,26 @@ from llmint8.kernels.cpu import native
 _FEW_TOKENS = 16
 
 
-def watch(model: nn.Module) -> None:
-    """Has every pass of a model over a few tokens looked after.
+def manage(model: nn.Module) -> None:
+    """Has the threads of every pass of a model over a few tokens managed.
 
     Args:
         model: One whose first argument, or `input_ids`, is int64 [batch, tokens].
     """
-    if is_watched(model):
+    if is_managed(model):
         return
     model.register_forward_pre_hook(_enter, with_kwargs=True)
     model.register_forward_hook(_leave, always_call=True)
 
 
-def is_watched(model: nn.Module) -> bool:
-    """Whether `watch` was called with a model."""
+def is_managed(model: nn.Module) -> bool:
+    """Whether `manage` was called with a model."""
     return _enter in model._forward_pre_hooks.values()
 
 
 @contextlib.contextmanager
 def generation() -> Iterator[None]:
-    """Has what is done between the passes of a generation looked after, too; sampling waits for threads as they do."""
+    """Manages the threads between the passes of a generation, too; sampling waits for threads as they do."""
     if torch.compiler.is_compiling() or not native.load():
         yield
         return

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmint8.kernels.cpu import forward_pass, native
+from llmint8.kernels.cpu import native
+from llmint8.runtime import threads as thread_count
 
 if not native.load():
     pytest.skip("there is no compiler for the native kernels", allow_module_level=True)
@@ -30,7 +31,7 @@ def threads() -> int:
 
 def test_threads_are_restored(threads: int) -> None:
     model = Model()
-    forward_pass.watch(model)
+    thread_count.manage(model)
     token = torch.zeros(1, 1, dtype=torch.long)
     assert model(token, change=1) == 1
     assert torch.get_num_threads() == threads
@@ -39,13 +40,13 @@ def test_threads_are_restored(threads: int) -> None:
         model(token, change=-1)
     assert torch.get_num_threads() == threads
     outer = nn.Sequential(model)
-    forward_pass.watch(outer)
+    thread_count.manage(outer)
     assert outer(token) == threads
 
 
 def test_threads_are_restored_after_an_interrupted_pass_when_the_model_runs_again(threads: int) -> None:
     model = Model()
-    forward_pass.watch(model)
+    thread_count.manage(model)
     token = torch.zeros(1, 1, dtype=torch.long)
     with pytest.raises(KeyboardInterrupt):
         model(token, change=-2)
@@ -55,22 +56,22 @@ def test_threads_are_restored_after_an_interrupted_pass_when_the_model_runs_agai
 
 def test_a_pass_over_many_tokens_is_left_alone(threads: int) -> None:
     model = Model()
-    forward_pass.watch(model)
+    thread_count.manage(model)
     assert model(torch.zeros(1, 100, dtype=torch.long), change=2) == 2
     assert torch.get_num_threads() == 2
 
 
 def test_threads_are_restored_after_a_generation(threads: int) -> None:
     model = Model()
-    forward_pass.watch(model)
+    thread_count.manage(model)
     token = torch.zeros(1, 1, dtype=torch.long)
-    with forward_pass.generation():
+    with thread_count.generation():
         assert model(token, change=1) == 1
-        with forward_pass.generation():  # of an assistant
+        with thread_count.generation():  # of an assistant
             assert model(token) == threads
         assert model(torch.zeros(1, 100, dtype=torch.long)) == threads
     assert torch.get_num_threads() == threads
-    with pytest.raises(KeyboardInterrupt), forward_pass.generation():
+    with pytest.raises(KeyboardInterrupt), thread_count.generation():
         model(token, change=-2)
     assert torch.get_num_threads() == threads
     assert model(token) == threads

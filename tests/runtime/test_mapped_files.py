@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import llmint8
-from llmint8 import mapped_files
+from llmint8.runtime import mapped_files
 
 if not sys.platform.startswith("linux"):
     pytest.skip("only Linux tells what is mapped", allow_module_level=True)
@@ -42,7 +42,7 @@ def test_clean_pages_are_given_back_and_read_again(file: Path) -> None:
         assert resident(file) == BYTES
         spans = mapped_files.mappings([file])
         assert sum(end - start for start, end in spans) == BYTES
-        mapped_files.give_back(spans)
+        mapped_files.unload(spans)
         assert resident(file) == 0
         assert mapped[:] == expected
 
