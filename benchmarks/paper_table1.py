@@ -100,7 +100,9 @@ def simulated(model: nn.Module, quantization: Quantization) -> Iterator[None]:
     layers = [model.get_submodule(name) for name in layers_to_quantize(model, Int8Config())]
 
     def forward_of(layer: Any) -> Any:
-        weight = layer.weight.T if int8_class(layer) is Int8Conv1D else layer.weight
+        form = int8_form(layer)
+        assert form is not None  # it is one that can be quantized
+        weight = form.as_rows(layer.weight)
         return lambda x: quantization.linear(x, weight, layer.bias)
 
     for layer in layers:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 import llmint8
 from llmint8.analysis.planted_outliers import plant_outliers
+from llmint8.nn.forms import int8_form
 
 MakeModel = Callable[..., PreTrainedModel]
 RunModel = Callable[[PreTrainedModel], Tensor]
