@@ -26,7 +26,8 @@ def quantize_(model: ModuleT, config: Int8Config | None = None) -> ModuleT:
     """Replaces every `nn.Linear` of a model (and GPT-2's `Conv1D`) by an int8 layer, in place.
 
     Subclasses of `nn.Linear` stay as they are, for their meaning is their own, unless `nn.forms` has an int8 form for
-    them; so does a weight that is shared with another module. One layer at a time is quantized, on the device where it lies.
+    them; so does a weight that is shared with another module. One layer at a time is quantized, on the device where it
+    lies.
 
     Args:
         model: Any module; a transformers model keeps its heads in 16 bit, see `Int8Config`.

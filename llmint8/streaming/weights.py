@@ -28,10 +28,10 @@ from transformers.utils import logging
 
 from llmint8 import mapped_files
 from llmint8.checkpoint import CheckpointError
-from llmint8.estimation.skeleton import empty_model
 from llmint8.estimation.source import Source
 from llmint8.integrations.transformers.conversions import FindColumnScale, QuantizeWeight
 from llmint8.integrations.transformers.quantizer import Int8HfQuantizer, attach, tied_heads_to_quantize
+from llmint8.integrations.transformers.skeleton import empty_model
 from llmint8.nn import Int8Linear
 from llmint8.nn.forms import int8_form, is_int8
 from llmint8.quantize import int8_layers, replace_module

@@ -1,6 +1,5 @@
 """A layer form that the package does not know goes through everything once it is registered; a recipe, too."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -71,11 +70,10 @@ class ScaledLlama(transformers.LlamaForCausalLM):
 
 
 @pytest.fixture(autouse=True)
-def _form(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _form(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registers the form, and forgets it again."""
     monkeypatch.setattr(forms, "_FORMS", dict(forms._FORMS))
     register_form(ScaledLinear, Int8ScaledLinear)
-    yield
 
 
 @pytest.fixture
