@@ -6,16 +6,15 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 from torch.nn import Parameter
 from transformers.core_model_loading import build_glob_alternation
 from transformers.initialization import no_tie_weights
 from transformers.modeling_utils import PreTrainedModel
 
 from llmint8.integrations.transformers.fused import fuse
-from llmint8.integrations.transformers.quantizer import Int8HfQuantizer, tied_heads_to_quantize
+from llmint8.integrations.transformers.quantizer import Int8HfQuantizer
+from llmint8.integrations.transformers.tied_heads import quantize_tied_heads
 from llmint8.loading import model_class_of
-from llmint8.quantize import replace_module
 
 if TYPE_CHECKING:  # at run time it would import this module again
     from llmint8.estimation.source import Source
@@ -44,7 +43,11 @@ def skeleton(
         model = empty_model(source, quantizer, auto_class, trust_remote_code)
     model.tie_weights(recompute_mapping=False)
     if quantize:
-        _quantize_tied_heads(model, source)
+        if not source.is_int8:
+            settings = source.settings
+            quantize_tied_heads(
+                model, settings, lambda name, layer, form: form.empty_like(layer, settings.for_layer(name))
+            )
         fuse(model)
     return model.eval()
 
@@ -104,12 +107,3 @@ def _cast_what_stays_in_fp32(model: PreTrainedModel, dtype: torch.dtype) -> None
             setattr(owner, leaf, Parameter(cast, requires_grad=tensor.requires_grad))
         else:
             owner.register_buffer(leaf, cast)
-
-
-def _quantize_tied_heads(model: PreTrainedModel, source: "Source") -> None:
-    """Gives tied heads that are asked for an int8 weight, which loading does when all weights are there."""
-    if source.is_int8:
-        return
-    for name, layer, int8 in tied_heads_to_quantize(model, source.settings):
-        made: nn.Module = int8.empty_like(layer, source.settings.for_layer(name))
-        replace_module(model, name, made)
