@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmint8.checkpoint import check_folder
+from llmint8.checkpoints.formats.bitsandbytes import QUANT_METHOD as BITSANDBYTES
+from llmint8.checkpoints.formats.bitsandbytes import config_from_bitsandbytes
+from llmint8.checkpoints.headers import check_folder
 from llmint8.config import Int8Config
-from llmint8.integrations.bitsandbytes import QUANT_METHOD as BITSANDBYTES
-from llmint8.integrations.bitsandbytes import config_from_bitsandbytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

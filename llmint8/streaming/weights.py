@@ -27,7 +27,7 @@ from transformers.modeling_utils import LoadStateDictConfig, PreTrainedModel, re
 from transformers.utils import logging
 
 from llmint8 import mapped_files
-from llmint8.checkpoint import CheckpointError
+from llmint8.checkpoints.headers import CheckpointError
 from llmint8.estimation.skeleton import empty_model
 from llmint8.estimation.source import Source
 from llmint8.integrations.transformers.conversions import FindColumnScale, QuantizeWeight

@@ -81,7 +81,7 @@ class Identity(ConversionOps):
 
 
 class Unflatten(ConversionOps):
-    """Gives a weight that is stored flat its two dimensions; see `tripwire`."""
+    """Gives a weight that is stored flat its two dimensions; see `flat_weights`."""
 
     def convert(
         self, input_dict: dict[str, Any], *, full_layer_name: str = "", model: Any = None, **kwargs: Any
@@ -102,7 +102,7 @@ class Unflatten(ConversionOps):
 
 
 class Flatten(ConversionOps):
-    """Stores a weight flat; see `tripwire`."""
+    """Stores a weight flat; see `flat_weights`."""
 
     def convert(self, input_dict: dict[str, Any], *, full_layer_name: str = "", **kwargs: Any) -> dict[str, Tensor]:
         """Returns the weight as [N * K]."""

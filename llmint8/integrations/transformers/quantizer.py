@@ -14,9 +14,16 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from llmint8 import heap, mapped_files
-from llmint8.checkpoint import FLOAT_DTYPES, SCALE_NAMES, CheckpointError, TensorInfo, check_scales, read_headers
+from llmint8.checkpoints.headers import (
+    FLOAT_DTYPES,
+    SCALE_NAMES,
+    CheckpointError,
+    TensorInfo,
+    check_scales,
+    read_headers,
+)
 from llmint8.config import Int8Config, matches
-from llmint8.integrations.transformers import tripwire
+from llmint8.integrations.transformers import flat_weights
 from llmint8.integrations.transformers.conversions import (
     BITSANDBYTES_FORMAT,
     BITSANDBYTES_SCALE,
@@ -140,7 +147,7 @@ class Int8HfQuantizer(HfQuantizer):
             return [*conversions, WeightConverter(pattern, r"\1.weight", [Identity()])]
         if self.quantization_config.checkpoint_format == "bitsandbytes":
             return [*conversions, bitsandbytes_conversion()]
-        return [*conversions, *tripwire.loading_conversions(self._tensors, conversions)]
+        return [*conversions, *flat_weights.loading_conversions(self._tensors, conversions)]
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self._problems:
@@ -206,7 +213,7 @@ def attach(model: PreTrainedModel, quantizer: Int8HfQuantizer | None = None) -> 
     model.config.quantization_config = quantizer.quantization_config
     untie_int8_heads(model)
     bitsandbytes = quantizer.quantization_config.checkpoint_format == "bitsandbytes"
-    ours = [bitsandbytes_conversion()] if bitsandbytes else tripwire.saving_conversions(model)
+    ours = [bitsandbytes_conversion()] if bitsandbytes else flat_weights.saving_conversions(model)
     # A tensor gets one conversion: an int8 weight ours, so it is saved under its name in the model.
     weights = [f"{name}.weight" for name, _ in int8_layers(model)]
     model._weight_conversions = [c for c in without_ours(model) if not _reverses(c, weights)] + ours

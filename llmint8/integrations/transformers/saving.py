@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from llmint8.integrations.bitsandbytes import config_to_bitsandbytes
+from llmint8.checkpoints.formats.bitsandbytes import config_to_bitsandbytes
 from llmint8.integrations.transformers.quantizer import attach, without_ours
 from llmint8.quantize import int8_layers
 

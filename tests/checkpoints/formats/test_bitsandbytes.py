@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 import llmint8
 from llmint8 import Int8Config
-from llmint8.integrations.bitsandbytes import config_from_bitsandbytes, config_to_bitsandbytes
+from llmint8.checkpoints.formats.bitsandbytes import config_from_bitsandbytes, config_to_bitsandbytes
 from llmint8.integrations.transformers import conversions
 from llmint8.quantize import int8_layers
 

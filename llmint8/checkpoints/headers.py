@@ -128,7 +128,7 @@ def check_scales(tensors: Mapping[str, TensorInfo]) -> None:
         scale = tensors[found[0]]
         rows = scale.shape[0] if scale.shape else 0
         shape = (rows, 1) if found[0].endswith("weight_scale") else (rows,)
-        # A flat weight (see integrations/transformers/tripwire.py) tells its rows by dividing evenly.
+        # A flat weight (see integrations/transformers/flat_weights.py) tells its rows by dividing evenly.
         fits = weight.shape[0] == rows if len(weight.shape) == 2 else rows > 0 and weight.shape[0] % rows == 0
         if scale.dtype != "F32" or scale.shape != shape or not fits:
             raise CheckpointError(

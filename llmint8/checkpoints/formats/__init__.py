@@ -1,0 +1,1 @@
+"""The formats of int8 checkpoints."""
