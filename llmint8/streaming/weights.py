@@ -27,6 +27,7 @@ from transformers.modeling_utils import LoadStateDictConfig, PreTrainedModel, re
 from transformers.utils import logging
 
 from llmint8 import mapped_files
+from llmint8.checkpoints.formats import format_named
 from llmint8.checkpoints.headers import CheckpointError
 from llmint8.estimation.skeleton import empty_model
 from llmint8.estimation.source import Source
@@ -95,7 +96,7 @@ class StreamedWeights:
         # What loading keeps for saving; `attach` adds ours.
         self.model._weight_conversions = [conversion for conversion in mapping if conversion.was_used()]
         self.model.hf_quantizer, self.model.is_quantized = self._quantizer, True
-        if source.settings.checkpoint_format == "bitsandbytes":
+        if format_named(source.settings.checkpoint_format).lists_float_layers:
             self._say_which_layers_are_float()
         attach(self.model, self._quantizer)
         self._empty = self.model.state_dict(keep_vars=True)
@@ -185,7 +186,7 @@ class StreamedWeights:
         return tensors if column_scale is None else {**tensors, f"{name}.column_scale": column_scale}
 
     def _say_which_layers_are_float(self) -> None:
-        """Lists the layers that stay float, for bitsandbytes decides by that list which are int8."""
+        """Lists the layers that stay float, for formats that decide by that list which are int8."""
         kept = [name for name, module in self.model.named_modules() if int8_class(module) is not None]
         config = self._quantizer.quantization_config
         self._quantizer.quantization_config = config.replace(skip_modules=kept, include_modules=())

@@ -14,22 +14,22 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from llmint8 import heap, mapped_files
+from llmint8.checkpoints import formats
+from llmint8.checkpoints.formats import format_named
 from llmint8.checkpoints.headers import (
     FLOAT_DTYPES,
-    SCALE_NAMES,
     CheckpointError,
     TensorInfo,
     check_scales,
     read_headers,
 )
 from llmint8.config import Int8Config, matches
-from llmint8.integrations.transformers import flat_weights
+from llmint8.integrations.transformers import format_conversions
 from llmint8.integrations.transformers.conversions import (
-    BITSANDBYTES_FORMAT,
-    BITSANDBYTES_SCALE,
     Identity,
     QuantizeWeight,
-    ReadBitsandbytesScale,
+    ReadScale,
+    RenameWeight,
     Unflatten,
 )
 from llmint8.integrations.transformers.fused import fuse, unfuse
@@ -92,20 +92,21 @@ class Int8HfQuantizer(HfQuantizer):
         _warn_of_experts(model)
         model._keys_to_ignore_on_load_unexpected = {
             *(model._keys_to_ignore_on_load_unexpected or ()),
-            rf"{re.escape(BITSANDBYTES_FORMAT)}$",
+            *(rf"\.{re.escape(leaf)}$" for known in formats.FORMATS for leaf in known.scale_names[1:]),
             r"\.outlier_columns$",  # of a static checkpoint that is loaded in another mode
         }
 
     def _int8_layers_of_checkpoint(self, model: PreTrainedModel) -> dict[str, str]:
         """The layers with a scale in the checkpoint: their names in the model, and there."""
         check_scales(self._tensors)
-        targets = _names_in_model(model, self._tensors)
+        scales = {known.scale_names[0] for known in formats.FORMATS}
+        parts = (key.rpartition(".") for key in self._tensors)
+        stems = [stem for stem, _, leaf in parts if leaf in scales]
+        targets = _names_in_model(model, (f"{stem}.weight" for stem in stems))
         names: dict[str, str] = {}
-        for key in self._tensors:
-            stem, _, leaf = key.rpartition(".")
-            if leaf in SCALE_NAMES.values():
-                # A part that this class of model does not have has no target.
-                names |= {target.removesuffix(".weight"): stem for target in targets[f"{stem}.weight"]}
+        for stem in stems:
+            # A part that this class of model does not have has no target.
+            names |= {target.removesuffix(".weight"): stem for target in targets[f"{stem}.weight"]}
         return names
 
     def _layers_to_quantize(self, model: PreTrainedModel) -> list[str]:
@@ -145,9 +146,8 @@ class Int8HfQuantizer(HfQuantizer):
             leaves = sorted({name.rpartition(".")[2] for name, _ in int8_layers(model)})
             pattern = rf"({'|'.join(map(re.escape, leaves))})\.weight"
             return [*conversions, WeightConverter(pattern, r"\1.weight", [Identity()])]
-        if self.quantization_config.checkpoint_format == "bitsandbytes":
-            return [*conversions, bitsandbytes_conversion()]
-        return [*conversions, *flat_weights.loading_conversions(self._tensors, conversions)]
+        stored_as = format_named(self.quantization_config.checkpoint_format)
+        return [*conversions, *format_conversions.loading_conversions(stored_as, self._tensors, conversions)]
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self._problems:
@@ -212,8 +212,8 @@ def attach(model: PreTrainedModel, quantizer: Int8HfQuantizer | None = None) -> 
     quantizer.quantization_config = _with_settings_of_layers(quantizer.quantization_config, model)
     model.config.quantization_config = quantizer.quantization_config
     untie_int8_heads(model)
-    bitsandbytes = quantizer.quantization_config.checkpoint_format == "bitsandbytes"
-    ours = [bitsandbytes_conversion()] if bitsandbytes else flat_weights.saving_conversions(model)
+    stored_as = format_named(quantizer.quantization_config.checkpoint_format)
+    ours = format_conversions.saving_conversions(stored_as, model)
     # A tensor gets one conversion: an int8 weight ours, so it is saved under its name in the model.
     weights = [f"{name}.weight" for name, _ in int8_layers(model)]
     model._weight_conversions = [c for c in without_ours(model) if not _reverses(c, weights)] + ours
@@ -291,11 +291,6 @@ def tied_heads_to_quantize(
             yield name, layer, int8
 
 
-def bitsandbytes_conversion() -> WeightConverter:
-    """Returns the conversion between the scales of bitsandbytes and ours."""
-    return WeightConverter([BITSANDBYTES_SCALE, BITSANDBYTES_FORMAT], ".weight_scale", [ReadBitsandbytesScale()])
-
-
 def without_ours(model: nn.Module) -> list[Any]:
     """Returns the conversions of a model but for those of this package."""
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -305,7 +300,7 @@ def without_ours(model: nn.Module) -> list[Any]:
     if conversions is None:  # made without from_pretrained: what transformers itself would take in that case
         mapping = get_model_conversion_mapping(model, add_legacy=False)
         conversions = [c for c in mapping if not isinstance(c, PrefixChange)]
-    ours = (Identity, ReadBitsandbytesScale, Unflatten)
+    ours = (Identity, ReadScale, RenameWeight, Unflatten)
     return [c for c in conversions if not any(isinstance(op, ours) for op in getattr(c, "operations", ()))]
 
 
