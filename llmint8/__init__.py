@@ -8,10 +8,10 @@ from llmint8.integrations.transformers import register as _register
 
 if TYPE_CHECKING:
     from llmint8.calibration import calibrate
-    from llmint8.checkpoint import CheckpointError
+    from llmint8.checkpoints.formats.bitsandbytes import save_bitsandbytes
+    from llmint8.checkpoints.headers import CheckpointError
     from llmint8.config import Int8Config
     from llmint8.estimation import Estimate, estimate
-    from llmint8.integrations.bitsandbytes import save_bitsandbytes
     from llmint8.loading import from_pretrained
     from llmint8.nn import Int8Linear
     from llmint8.quantize import dequantize_, quantize_
@@ -34,7 +34,7 @@ __all__ = [
 
 # Imported when they are first asked for: torch alone takes a second, and `llmint8 --help` needs none of it.
 _HOMES = {
-    "CheckpointError": "checkpoint",
+    "CheckpointError": "checkpoints.headers",
     "Estimate": "estimation",
     "Int8Config": "config",
     "Int8Linear": "nn",
@@ -44,7 +44,7 @@ _HOMES = {
     "from_pretrained": "loading",
     "quantize_": "quantize",
     "quantize_checkpoint": "streaming",
-    "save_bitsandbytes": "integrations.bitsandbytes",
+    "save_bitsandbytes": "checkpoints.formats.bitsandbytes",
 }
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of the package's

@@ -7,11 +7,13 @@ import numbers
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
+
+if TYPE_CHECKING:
+    from llmint8.checkpoints.formats import Format
 
 from llmint8.outliers import OutlierMode, OutlierRule
 
-CheckpointFormat = Literal["llmint8", "bitsandbytes"]
 # Settings of some layers, as a frozen mapping of mappings: (pattern, ((setting, value), ...)).
 Overrides = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
 PAPER_THRESHOLD = 6.0  # section 3.2 of the paper
@@ -54,7 +56,8 @@ class Int8Config:
             (`"model.layers.[0-3].*"`).
         include_modules: Modules to quantize although the default keeps them in 16 bit (output heads, modules that
             the model wants in fp32): names as in `skip_modules`. A tied head is untied and quantized.
-        checkpoint_format: Tensor names and `config.json` entry of the checkpoint: our own or those of bitsandbytes.
+        checkpoint_format: Tensor names and `config.json` entry of the checkpoint: our own (`"llmint8"`) or those
+            of another format in `llmint8.checkpoints.formats` (`"bitsandbytes"`).
     """
 
     mode: OutlierMode | None = None
@@ -65,7 +68,7 @@ class Int8Config:
     overrides: Overrides = ()
     skip_modules: tuple[str, ...] = ()
     include_modules: tuple[str, ...] = ()
-    checkpoint_format: CheckpointFormat = "llmint8"
+    checkpoint_format: str = "llmint8"
 
     quant_method: ClassVar[str] = "llmint8"
     RUNTIME_SETTINGS: ClassVar[tuple[str, ...]] = ("mode", "threshold", "budget", "relative", "symmetric")
@@ -79,7 +82,8 @@ class Int8Config:
         """
         self._fill("mode", "threshold" if self.budget is None and self.threshold is not None else "budget")
         _check_choice("mode", self.mode, get_args(OutlierMode))
-        _check_choice("checkpoint_format", self.checkpoint_format, get_args(CheckpointFormat))
+        if self.checkpoint_format != self.quant_method:
+            self._format()  # raises if there is none of that name
         for name, value, modes in (
             ("threshold", self.threshold, ("threshold", "budget", "static")),
             ("budget", self.budget, ("budget", "static")),
@@ -177,6 +181,16 @@ class Int8Config:
             bool(self.relative),
             self.symmetric,
         )
+
+    @property
+    def has_column_scale(self) -> bool:
+        """Whether the checkpoint format can store a `column_scale`."""
+        return self._format().has_column_scale
+
+    def _format(self) -> "Format":
+        from llmint8.checkpoints.formats import format_named  # which imports this module
+
+        return format_named(self.checkpoint_format)
 
     def _with_settings(self, settings: dict[str, Any]) -> Self:
         if unknown := sorted(set(settings) - set(self.RUNTIME_SETTINGS)):

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmint8.checkpoint import check_folder
+from llmint8.checkpoints.formats import format_of
+from llmint8.checkpoints.headers import check_folder
 from llmint8.config import Int8Config
-from llmint8.integrations.bitsandbytes import QUANT_METHOD as BITSANDBYTES
-from llmint8.integrations.bitsandbytes import config_from_bitsandbytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,11 +103,13 @@ def _requested(config: Int8Config | Mapping[str, Any] | None, settings: dict[str
     if not isinstance(config, Mapping):
         to_dict = getattr(config, "to_dict", None)
         method = getattr(config, "quant_method", None)
-        if to_dict is None or getattr(method, "value", method) != BITSANDBYTES:
+        stored_as = format_of({"quant_method": method})
+        if to_dict is None or stored_as is None:
             raise TypeError(f"quantization_config must be an llmint8.Int8Config, got {type(config).__name__}")
-        config = {**to_dict(), "quant_method": BITSANDBYTES}
-    if config.get("quant_method", Int8Config.quant_method) == BITSANDBYTES:
-        return config_from_bitsandbytes(config).replace(checkpoint_format="llmint8")
+        config = {**to_dict(), "quant_method": stored_as.quant_method}
+    stored_as = format_of(config)
+    if stored_as is not None and stored_as.quant_method != Int8Config.quant_method:
+        return stored_as.from_config(config).replace(checkpoint_format="llmint8")
     return Int8Config.from_dict(config)
 
 
@@ -185,13 +186,12 @@ def int8_settings(stored: dict[str, Any], path: str) -> Int8Config:
         path: For the message of an error.
 
     Raises:
-        ValueError: It is quantized by a method that is neither ours nor LLM.int8() of bitsandbytes.
+        ValueError: It is quantized by a method that no format has.
     """
+    stored_as = format_of(stored)
+    if stored_as is not None:
+        return stored_as.from_config(stored)
     method = stored.get("quant_method")
-    if method == Int8Config.quant_method:
-        return Int8Config.from_dict(stored)
-    if method == BITSANDBYTES:
-        return config_from_bitsandbytes(stored)
     raise ValueError(f"{path} is already quantized with {method!r}; load a 16-bit checkpoint of the model instead")
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from llmint8.checkpoints.formats import FORMATS
 from llmint8.cli.console import one_line_warnings
 from llmint8.cli.errors import one_line_errors
 from llmint8.cli.settings import (
@@ -27,11 +28,9 @@ from llmint8.cli.settings import (
 Progress = Callable[[str, int, int], None]
 
 
-class Format(StrEnum):
-    """Tensor names and configuration of the checkpoint."""
-
-    llmint8 = "llmint8"
-    bitsandbytes = "bitsandbytes"
+# A member for each entry of the registry.
+Format = StrEnum("Format", {known.name: known.name for known in FORMATS})  # type: ignore[misc]
+_DEFAULT = Format("llmint8")
 
 
 def quantize(
@@ -46,7 +45,7 @@ def quantize(
     include: IncludeOption = None,
     dtype: DtypeOption = None,
     shard_size: Annotated[str, typer.Option(help="Largest size of a file.")] = "5GB",
-    format: Annotated[Format, typer.Option(help="Of the checkpoint.")] = Format.llmint8,
+    format: Annotated[Format, typer.Option(help="Of the checkpoint.")] = _DEFAULT,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
     as_json: JsonOption = False,
     trust_remote_code: TrustOption = False,

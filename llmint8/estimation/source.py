@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llmint8.checkpoint import read_headers, weight_files
+from llmint8.checkpoints.headers import read_headers, weight_files
 from llmint8.config import Int8Config
 from llmint8.loading import int8_settings, is_hub_name, merged_settings, read_config, stored_quantization
 from llmint8.ops import INPUT_DTYPES

@@ -133,7 +133,7 @@ class Int8Linear(nn.Linear):
             name: For the message of an error.
 
         Returns:
-            int8 codes, `weight_scale` and `column_scale`; bitsandbytes has none of the last.
+            int8 codes, `weight_scale` and `column_scale`; not every checkpoint format has the last.
 
         Raises:
             TypeError: The weight is not floating point.
@@ -150,9 +150,9 @@ class Int8Linear(nn.Linear):
         Args:
             weight: Floating point [out_features, in_features].
         """
-        theirs = self.int8_config.checkpoint_format == "bitsandbytes"
+        stored = self.int8_config.has_column_scale
         has_values = weight.dim() == 2 and weight.numel() > 0 and not weight.is_meta
-        return functional.column_scale(weight) if has_values and not theirs else None
+        return functional.column_scale(weight) if has_values and stored else None
 
     def to_float(self, dtype: torch.dtype | None = None) -> nn.Module:
         """Dequantizes into an `nn.Linear`.

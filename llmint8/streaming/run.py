@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
 from llmint8._version import __version__
-from llmint8.checkpoint import check_folder
+from llmint8.checkpoints.headers import check_folder
 from llmint8.config import Int8Config
 from llmint8.estimation.source import Source, find
 from llmint8.integrations.transformers.saving import move

@@ -26,7 +26,8 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig, PreTrainedModel, remove_tied_weights_from_state_dict
 from transformers.utils import logging
 
-from llmint8.checkpoint import CheckpointError
+from llmint8.checkpoints.formats import format_named
+from llmint8.checkpoints.headers import CheckpointError
 from llmint8.estimation.source import Source
 from llmint8.integrations.transformers.conversions import FindColumnScale, QuantizeWeight
 from llmint8.integrations.transformers.quantizer import Int8HfQuantizer
@@ -98,7 +99,7 @@ class StreamedWeights:
         # What loading keeps for saving; `prepare_for_saving` adds ours.
         self.model._weight_conversions = [conversion for conversion in mapping if conversion.was_used()]
         self.model.hf_quantizer, self.model.is_quantized = self._quantizer, True
-        if source.settings.checkpoint_format == "bitsandbytes":
+        if format_named(source.settings.checkpoint_format).lists_float_layers:
             self._say_which_layers_are_float()
         prepare_for_saving(self.model, self._quantizer)
         self._empty = self.model.state_dict(keep_vars=True)
@@ -192,7 +193,7 @@ class StreamedWeights:
         return tensors if column_scale is None else {**tensors, f"{name}.column_scale": column_scale}
 
     def _say_which_layers_are_float(self) -> None:
-        """Lists the layers that stay float, for bitsandbytes decides by that list which are int8."""
+        """Lists the layers that stay float, for formats that decide by that list which are int8."""
         kept = [name for name, module in self.model.named_modules() if int8_form(module) is not None]
         config = self._quantizer.quantization_config
         self._quantizer.quantization_config = config.replace(skip_modules=kept, include_modules=())

@@ -8,6 +8,7 @@ from torch.nn import Parameter
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
+from llmint8.checkpoints.formats import Format
 from llmint8.nn import Int8Linear
 from llmint8.nn.forms import is_int8
 
@@ -82,7 +83,7 @@ class Identity(ConversionOps):
 
 
 class Unflatten(ConversionOps):
-    """Gives a weight that is stored flat its two dimensions; see `tripwire`."""
+    """Gives a weight that is stored flat its two dimensions; see `flat_weights`."""
 
     def convert(
         self, input_dict: dict[str, Any], *, full_layer_name: str = "", model: Any = None, **kwargs: Any
@@ -103,7 +104,7 @@ class Unflatten(ConversionOps):
 
 
 class Flatten(ConversionOps):
-    """Stores a weight flat; see `tripwire`."""
+    """Stores a weight flat; see `flat_weights`."""
 
     def convert(self, input_dict: dict[str, Any], *, full_layer_name: str = "", **kwargs: Any) -> dict[str, Tensor]:
         """Returns the weight as [N * K]."""
@@ -116,59 +117,66 @@ class Flatten(ConversionOps):
         return Unflatten()
 
 
-class ReadBitsandbytesScale(ConversionOps):
-    """Turns the row absmax of bitsandbytes (`SCB`, [N]) into our scale ([N, 1], absmax / 127)."""
+class RenameWeight(ConversionOps):
+    """Gives int8 codes the name that they have in the model, or in a checkpoint."""
+
+    def convert(self, input_dict: dict[str, Any], *, target_patterns: list[str], **kwargs: Any) -> dict[str, Tensor]:
+        """Returns the codes."""
+        ((_, value),) = input_dict.items()
+        return {target_patterns[0]: _only(value)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """The same."""
+        return RenameWeight()
+
+
+class ReadScale(ConversionOps):
+    """Turns the tensors that a format stores for a scale into ours ([N, 1]).
+
+    Args:
+        format: Of the checkpoint.
+    """
+
+    def __init__(self, format: Format) -> None:
+        self.format = format
 
     def convert(self, input_dict: dict[str, Any], *, target_patterns: list[str], **kwargs: Any) -> dict[str, Tensor]:
         """Returns the scale.
 
         Raises:
-            ValueError: The weight is not stored row by row but in one of the tiled formats of old versions.
+            ValueError: The layer is stored in a way that cannot be read.
         """
-        absmax = _only(input_dict.get(BITSANDBYTES_SCALE))
-        layout = _only(input_dict.get(BITSANDBYTES_FORMAT))
-        if layout is not None and int(layout) != 0:
-            raise ValueError(f"weight_format must be 0 (row), got {int(layout)}; save it again with bitsandbytes 0.45+")
-        return {target_patterns[0]: Parameter(absmax.float()[:, None] / 127, requires_grad=False)}
+        tensors = {pattern.removeprefix("."): _only(value) for pattern, value in input_dict.items()}
+        return {target_patterns[0]: Parameter(self.format.read_scale(tensors), requires_grad=False)}
 
     @property
     def reverse_op(self) -> ConversionOps:
-        """`WriteBitsandbytesScale`."""
-        return WriteBitsandbytesScale()
+        """`WriteScale`."""
+        return WriteScale(self.format)
 
 
-class WriteBitsandbytesScale(ConversionOps):
-    """Turns our scale into the `SCB` and `weight_format` of bitsandbytes."""
+class WriteScale(ConversionOps):
+    """Turns our scale into the tensors that a format stores.
+
+    Args:
+        format: Of the checkpoint.
+    """
 
     supports_many_to_many = True
 
+    def __init__(self, format: Format) -> None:
+        self.format = format
+
     def convert(self, input_dict: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
-        """Returns the row absmax and the code of the row layout."""
+        """Returns the tensors by the ends of their names."""
         ((_, value),) = input_dict.items()
-        return {
-            BITSANDBYTES_SCALE: _absmax(_only(value)[:, 0]),
-            BITSANDBYTES_FORMAT: torch.tensor(0, dtype=torch.uint8),
-        }
+        return {f".{leaf}": tensor for leaf, tensor in self.format.write_scale(_only(value)).items()}
 
     @property
     def reverse_op(self) -> ConversionOps:
-        """`ReadBitsandbytesScale`."""
-        return ReadBitsandbytesScale()
-
-
-BITSANDBYTES_SCALE = ".SCB"
-BITSANDBYTES_FORMAT = ".weight_format"
-
-
-def _absmax(scale: Tensor) -> Tensor:
-    """The row absmax that a scale was made from: `absmax / 127` is the scale again, bit for bit.
-
-    An fp32 product can miss the absmax by its last bit. One of 16-bit weights has at most 11 significant bits, so
-    where the product rounded to 12 bits gives the scale too, that is the one.
-    """
-    absmax = scale.float() * 127
-    short = ((absmax.view(torch.int32) + 0x800) & ~0xFFF).view(torch.float32)
-    return torch.where(short / 127 == scale, short, absmax)
+        """`ReadScale`."""
+        return ReadScale(self.format)
 
 
 def _only(value: Any) -> Any:

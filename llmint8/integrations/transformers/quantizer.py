@@ -12,15 +12,14 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
-from llmint8.checkpoint import FLOAT_DTYPES, SCALE_NAMES, CheckpointError, TensorInfo, check_scales, read_headers
+from llmint8.checkpoints import formats
+from llmint8.checkpoints.formats import format_named
+from llmint8.checkpoints.headers import FLOAT_DTYPES, CheckpointError, TensorInfo, check_scales, read_headers
 from llmint8.config import Int8Config
-from llmint8.integrations.transformers import tripwire
+from llmint8.integrations.transformers import format_conversions
 from llmint8.integrations.transformers.conversions import (
-    BITSANDBYTES_FORMAT,
-    BITSANDBYTES_SCALE,
     Identity,
     QuantizeWeight,
-    ReadBitsandbytesScale,
 )
 from llmint8.integrations.transformers.cpu_inference import use_cpu_operators
 from llmint8.integrations.transformers.names import names_in_model
@@ -86,20 +85,21 @@ class Int8HfQuantizer(HfQuantizer):
         _warn_of_experts(model)
         model._keys_to_ignore_on_load_unexpected = {
             *(model._keys_to_ignore_on_load_unexpected or ()),
-            rf"{re.escape(BITSANDBYTES_FORMAT)}$",
+            *(rf"\.{re.escape(leaf)}$" for known in formats.FORMATS for leaf in known.scale_names[1:]),
             r"\.outlier_columns$",  # of a static checkpoint that is loaded in another mode
         }
 
     def _int8_layers_of_checkpoint(self, model: PreTrainedModel) -> dict[str, str]:
         """The layers with a scale in the checkpoint: their names in the model, and there."""
         check_scales(self._tensors)
-        targets = names_in_model(model, self._tensors)
+        scales = {known.scale_names[0] for known in formats.FORMATS}
+        parts = (key.rpartition(".") for key in self._tensors)
+        stems = [stem for stem, _, leaf in parts if leaf in scales]
+        targets = names_in_model(model, (f"{stem}.weight" for stem in stems))
         names: dict[str, str] = {}
-        for key in self._tensors:
-            stem, _, leaf = key.rpartition(".")
-            if leaf in SCALE_NAMES.values():
-                # A part that this class of model does not have has no target.
-                names |= {target.removesuffix(".weight"): stem for target in targets[f"{stem}.weight"]}
+        for stem in stems:
+            # A part that this class of model does not have has no target.
+            names |= {target.removesuffix(".weight"): stem for target in targets[f"{stem}.weight"]}
         return names
 
     def _layers_to_quantize(self, model: PreTrainedModel) -> list[str]:
@@ -139,9 +139,8 @@ class Int8HfQuantizer(HfQuantizer):
             leaves = sorted({name.rpartition(".")[2] for name, _ in int8_layers(model)})
             pattern = rf"({'|'.join(map(re.escape, leaves))})\.weight"
             return [*conversions, WeightConverter(pattern, r"\1.weight", [Identity()])]
-        if self.quantization_config.checkpoint_format == "bitsandbytes":
-            return [*conversions, bitsandbytes_conversion()]
-        return [*conversions, *tripwire.loading_conversions(self._tensors, conversions)]
+        stored_as = format_named(self.quantization_config.checkpoint_format)
+        return [*conversions, *format_conversions.loading_conversions(stored_as, self._tensors, conversions)]
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self._problems:
@@ -190,11 +189,6 @@ class Int8HfQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """Whether `torch.compile` makes one graph of the model: it does."""
         return True
-
-
-def bitsandbytes_conversion() -> WeightConverter:
-    """Returns the conversion between the scales of bitsandbytes and ours."""
-    return WeightConverter([BITSANDBYTES_SCALE, BITSANDBYTES_FORMAT], ".weight_scale", [ReadBitsandbytesScale()])
 
 
 def _warn_of_experts(model: PreTrainedModel) -> None:

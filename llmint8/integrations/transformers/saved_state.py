@@ -8,9 +8,10 @@ from torch import nn
 from transformers.core_model_loading import WeightConverter
 from transformers.modeling_utils import PreTrainedModel
 
+from llmint8.checkpoints.formats import format_named
 from llmint8.config import Int8Config, matches
-from llmint8.integrations.transformers import tripwire
-from llmint8.integrations.transformers.conversions import Identity, ReadBitsandbytesScale, Unflatten
+from llmint8.integrations.transformers import format_conversions
+from llmint8.integrations.transformers.conversions import Identity, ReadScale, RenameWeight, Unflatten
 from llmint8.integrations.transformers.cpu_inference import use_plain_operators
 from llmint8.integrations.transformers.tied_heads import untie_int8_heads
 from llmint8.quantize import int8_layers
@@ -26,7 +27,7 @@ def prepare_for_saving(model: PreTrainedModel, quantizer: "Int8HfQuantizer | Non
         model: Quantized by `from_pretrained` or by `quantize_`.
         quantizer: The one that loaded it; a new one with the settings of the first layer if None.
     """
-    from llmint8.integrations.transformers.quantizer import Int8HfQuantizer, bitsandbytes_conversion
+    from llmint8.integrations.transformers.quantizer import Int8HfQuantizer
 
     if quantizer is None:
         quantizer = Int8HfQuantizer(next(int8_layers(model))[1].int8_config, pre_quantized=True)
@@ -36,8 +37,8 @@ def prepare_for_saving(model: PreTrainedModel, quantizer: "Int8HfQuantizer | Non
     quantizer.quantization_config = _with_settings_of_layers(quantizer.quantization_config, model)
     model.config.quantization_config = quantizer.quantization_config
     untie_int8_heads(model)
-    bitsandbytes = quantizer.quantization_config.checkpoint_format == "bitsandbytes"
-    ours = [bitsandbytes_conversion()] if bitsandbytes else tripwire.saving_conversions(model)
+    stored_as = format_named(quantizer.quantization_config.checkpoint_format)
+    ours = format_conversions.saving_conversions(stored_as, model)
     # A tensor gets one conversion: an int8 weight ours, so it is saved under its name in the model.
     weights = [f"{name}.weight" for name, _ in int8_layers(model)]
     model._weight_conversions = [c for c in without_ours(model) if not _reverses(c, weights)] + ours
@@ -66,7 +67,7 @@ def without_ours(model: nn.Module) -> list[Any]:
     if conversions is None:  # made without from_pretrained: what transformers itself would take in that case
         mapping = get_model_conversion_mapping(model, add_legacy=False)
         conversions = [c for c in mapping if not isinstance(c, PrefixChange)]
-    ours = (Identity, ReadBitsandbytesScale, Unflatten)
+    ours = (Identity, ReadScale, RenameWeight, Unflatten)
     return [c for c in conversions if not any(isinstance(op, ours) for op in getattr(c, "operations", ()))]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
-from llmint8.integrations.bitsandbytes import config_to_bitsandbytes
+from llmint8.checkpoints.formats import format_named
 from llmint8.integrations.transformers.saved_state import prepare_for_saving, without_ours
 from llmint8.quantize import int8_layers
 
@@ -85,11 +85,12 @@ def _staging(folder: Path, variant: str | None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _config_of_the_format(model: PreTrainedModel) -> Iterator[None]:
-    """Makes `config.json` say bitsandbytes if that is the format of the checkpoint."""
+    """Makes `config.json` say what the format of the checkpoint wants it to."""
     config = model.config.quantization_config
     try:
-        if config.checkpoint_format == "bitsandbytes":
-            model.config.quantization_config = config_to_bitsandbytes(config)
+        stored_as = format_named(config.checkpoint_format)
+        if stored_as.quant_method != config.quant_method:
+            model.config.quantization_config = stored_as.to_config(config)
         yield
     finally:
         model.config.quantization_config = config

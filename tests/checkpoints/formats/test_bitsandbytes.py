@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 import llmint8
 from llmint8 import Int8Config
-from llmint8.integrations.bitsandbytes import config_from_bitsandbytes, config_to_bitsandbytes
-from llmint8.integrations.transformers import conversions
+from llmint8.checkpoints.formats.bitsandbytes import _absmax, config_from_bitsandbytes, config_to_bitsandbytes
 from llmint8.quantize import int8_layers
 
 MakeCheckpoint = Callable[..., Path]
@@ -163,7 +162,7 @@ def test_scales_survive_the_round_trip_for_every_mantissa() -> None:
     """`(absmax / 127 * 127) / 127 == absmax / 127` in fp32, so a checkpoint does not drift when it is rewritten."""
     absmax = torch.arange(1 << 23, 1 << 24, dtype=torch.int32).float()
     scale = absmax / 127
-    assert torch.equal(conversions._absmax(scale) / 127, scale)
+    assert torch.equal(_absmax(scale) / 127, scale)
     for dtype in (torch.float16, torch.bfloat16):  # of 16-bit weights, the absmax itself comes back
         absmax = torch.linspace(1, 2, 4097).to(dtype).float()
-        assert torch.equal(conversions._absmax(absmax / 127), absmax)
+        assert torch.equal(_absmax(absmax / 127), absmax)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from llmint8 import CheckpointError
-from llmint8.checkpoint import check_folder, check_scales, read_headers
+from llmint8.checkpoints.headers import check_folder, check_scales, read_headers
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# The scale of an int8 tensor: the suffix of its name that replaces `weight`, and whether it is [N, 1] or [N].
-SCALE_NAMES = {"llmint8": "weight_scale", "bitsandbytes": "SCB"}
 FLOAT_DTYPES = ("F16", "BF16", "F32", "F64")
 _MAX_HEADER = 100 * 1024 * 1024  # the limit of the safetensors library
 
@@ -108,10 +106,17 @@ def check_scales(tensors: Mapping[str, TensorInfo]) -> None:
     Raises:
         CheckpointError: A weight or a scale is missing, or has another shape or dtype.
     """
+    from llmint8.checkpoints.formats import FORMATS  # lazily, for `llmint8.config` is not needed to read headers
+
+    by_scale = {known.scale_names[0]: known for known in FORMATS}
+    weight_names = {known.weight_name for known in FORMATS}
     for name, weight in tensors.items():
         stem, _, leaf = name.rpartition(".")
-        if leaf in SCALE_NAMES.values() and f"{stem}.weight" not in tensors:
-            raise CheckpointError(f"{weight.file}: {stem}.weight is missing, though its scale {name} is there")
+        own = by_scale.get(leaf)
+        if own and f"{stem}.{own.weight_name}" not in tensors:
+            raise CheckpointError(
+                f"{weight.file}: {stem}.{own.weight_name} is missing, though its scale {name} is there"
+            )
         if leaf == "column_scale":
             columns = weight.shape[0] if len(weight.shape) == 1 else 0
             int8 = tensors.get(f"{stem}.weight")
@@ -120,20 +125,25 @@ def check_scales(tensors: Mapping[str, TensorInfo]) -> None:
                 raise CheckpointError(
                     f"{weight.file}: {name} is {weight.dtype} {list(weight.shape)}, which does not fit {stem}.weight"
                 )
-        if leaf != "weight" or weight.dtype != "I8":
+        if leaf not in weight_names or weight.dtype != "I8":
             continue
-        found = [n for n in (f"{stem}.{suffix}" for suffix in SCALE_NAMES.values()) if n in tensors]
+        found = [
+            (known, f"{stem}.{scale}")
+            for scale, known in by_scale.items()
+            if known.weight_name == leaf and f"{stem}.{scale}" in tensors
+        ]
         if not found:
             raise CheckpointError(f"{weight.file}: {name} is int8, but its scale {stem}.weight_scale is missing")
-        scale = tensors[found[0]]
+        known, scale_name = found[0]
+        scale = tensors[scale_name]
         rows = scale.shape[0] if scale.shape else 0
-        shape = (rows, 1) if found[0].endswith("weight_scale") else (rows,)
-        # A flat weight (see integrations/transformers/tripwire.py) tells its rows by dividing evenly.
+        shape = (rows, 1) if known.scale_is_column else (rows,)
+        # A flat weight (see integrations/transformers/flat_weights.py) tells its rows by dividing evenly.
         fits = weight.shape[0] == rows if len(weight.shape) == 2 else rows > 0 and weight.shape[0] % rows == 0
         if scale.dtype != "F32" or scale.shape != shape or not fits:
             raise CheckpointError(
-                f"{scale.file}: the scale {found[0]} is {scale.dtype} {list(scale.shape)}, which does not fit {name}, "
-                f"{weight.dtype} {list(weight.shape)}"
+                f"{scale.file}: the scale {scale_name} is {scale.dtype} {list(scale.shape)}, which does not fit "
+                f"{name}, {weight.dtype} {list(weight.shape)}"
             )
 
 

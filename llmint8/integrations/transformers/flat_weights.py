@@ -13,7 +13,7 @@ from typing import Any
 from transformers.core_model_loading import WeightConverter, WeightRenaming, apply_renamings
 from transformers.modeling_utils import PreTrainedModel
 
-from llmint8.checkpoint import TensorInfo
+from llmint8.checkpoints.headers import TensorInfo
 from llmint8.integrations.transformers.conversions import Unflatten
 from llmint8.quantize import int8_layers
 

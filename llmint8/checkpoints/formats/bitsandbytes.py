@@ -8,13 +8,50 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from llmint8.checkpoints.formats.base import Format
 from llmint8.config import Int8Config
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 QUANT_METHOD = "bitsandbytes"
 OUR_SETTINGS = "llmint8"  # key of settings that bitsandbytes does not know
+
+
+class BitsandbytesFormat(Format):
+    """The format of bitsandbytes' LLM.int8()."""
+
+    name = "bitsandbytes"
+    quant_method = QUANT_METHOD
+    scale_names = ("SCB", "weight_format")
+    scale_is_column = False
+    lists_float_layers = True
+
+    def from_config(self, stored: Mapping[str, Any]) -> Int8Config:
+        """`config_from_bitsandbytes`."""
+        return config_from_bitsandbytes(stored)
+
+    def to_config(self, config: Int8Config) -> dict[str, Any]:
+        """`config_to_bitsandbytes`."""
+        return config_to_bitsandbytes(config)
+
+    def read_scale(self, tensors: Mapping[str, "Tensor"]) -> "Tensor":
+        """Returns absmax / 127.
+
+        Raises:
+            ValueError: The weight is not stored row by row but in one of the tiled formats of old versions.
+        """
+        layout = tensors.get("weight_format")
+        if layout is not None and int(layout) != 0:
+            raise ValueError(f"weight_format must be 0 (row), got {int(layout)}; save it again with bitsandbytes 0.45+")
+        return tensors["SCB"].float()[:, None] / 127
+
+    def write_scale(self, scale: "Tensor") -> dict[str, "Tensor"]:
+        """Returns the row absmax and the code of the row layout."""
+        import torch
+
+        return {"SCB": _absmax(scale[:, 0]), "weight_format": torch.tensor(0, dtype=torch.uint8)}
 
 
 def config_from_bitsandbytes(settings: Mapping[str, Any]) -> Int8Config:
@@ -106,3 +143,16 @@ def save_bitsandbytes(model: "PreTrainedModel", save_directory: str | os.PathLik
         model._keys_to_ignore_on_save = ignored
         quantizer.quantization_config = model.config.quantization_config = config
         prepare_for_saving(model, quantizer)
+
+
+def _absmax(scale: "Tensor") -> "Tensor":
+    """The row absmax that a scale was made from: `absmax / 127` is the scale again, bit for bit.
+
+    An fp32 product can miss the absmax by its last bit. One of 16-bit weights has at most 11 significant bits, so
+    where the product rounded to 12 bits gives the scale too, that is the one.
+    """
+    import torch
+
+    absmax = scale.float() * 127
+    short = ((absmax.view(torch.int32) + 0x800) & ~0xFFF).view(torch.float32)
+    return torch.where(short / 127 == scale, short, absmax)
