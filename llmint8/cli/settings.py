@@ -64,7 +64,7 @@ def settings(
         symmetric=symmetric,
         skip_modules=tuple(skip or ()),
         include_modules=tuple(include or ()),
-        checkpoint_format=checkpoint_format,  # type: ignore[arg-type]
+        checkpoint_format=checkpoint_format,
     )
 
 

@@ -7,6 +7,8 @@ from llmint8.checkpoints.formats.base import Format
 from llmint8.checkpoints.formats.bitsandbytes import BitsandbytesFormat
 from llmint8.checkpoints.formats.llmint8 import Llmint8Format
 
+__all__ = ["FORMATS", "Format", "format_named", "format_of"]
+
 FORMATS: tuple[Format, ...] = (Llmint8Format(), BitsandbytesFormat())
 
 
