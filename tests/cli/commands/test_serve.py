@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 import llmint8
-from llmint8.cli.main import app
+from llmint8.cli.main import make_app
 from llmint8.serving import Int8ModelManager
 
 COMMAND = [sys.executable, "-m", "llmint8", "serve", "--port", "0"]
@@ -119,7 +119,7 @@ def test_a_checkpoint_that_is_int8_already_is_served_as_it_is(smollm2: Path, tmp
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(app, ["serve", "--port", "0", *arguments])
+    result = CliRunner().invoke(make_app(), ["serve", "--port", "0", *arguments])
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("llmint8: ")
     assert message in result.stderr
@@ -137,7 +137,7 @@ def test_an_error_of_the_server_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(serving, "Int8ModelManager", lambda *_, **__: None)
     monkeypatch.setattr(serving, "create_app", lambda *_: None)
     monkeypatch.setattr(server, "run", run)
-    result = CliRunner().invoke(app, ["serve", "--port", "0"])
+    result = CliRunner().invoke(make_app(), ["serve", "--port", "0"])
     assert (result.exit_code, result.stderr) == (2, "llmint8: the address went away\n")
 
 
@@ -148,6 +148,6 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "uvicorn" else found(name, *a))
-    result = CliRunner().invoke(app, ["serve"])
+    result = CliRunner().invoke(make_app(), ["serve"])
     assert result.exit_code == 2
     assert result.stderr == "llmint8: serving needs uvicorn: pip install llmint8[serve]\n"
