@@ -121,6 +121,7 @@ def test_a_new_folder_is_found_in_the_source_tree_at_once(tmp_path: Path) -> Non
     assert Path(run.stdout.strip()) == sources / "kernels/new/__init__.py"
 
 
+@pytest.mark.slow
 def test_works_where_the_source_tree_is_not(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     options = ["--no-deps", "--no-index", "--quiet", "--disable-pip-version-check", "--target", site]

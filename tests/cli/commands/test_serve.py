@@ -49,6 +49,7 @@ def endless(tokens: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_serves_the_default_model_and_lets_answers_end_on_sigterm() -> None:
     with (
         serving("--api-key", "k") as (process, address),
@@ -69,6 +70,7 @@ def test_serves_the_default_model_and_lets_answers_end_on_sigterm() -> None:
     assert '"completion_tokens": 40' in errors
 
 
+@pytest.mark.slow
 def test_neither_an_open_page_nor_a_long_answer_keeps_it_from_stopping() -> None:
     pytest.importorskip("gradio")
     with serving("--ui", "--shutdown-seconds", "1") as (process, address):
