@@ -6,7 +6,7 @@
 # make audit  the machine code of the GPU kernels, read without a GPU
 # make ci     everything that CI runs
 # make main-table, memory-table, growth, accuracy, serving    benchmarks; their rows go to benchmarks/results.csv
-# make report    the tables of the README files and the figures, from that file; the others do it, too
+# make report    the tables of the documents and the figures, from that file; the others do it, too
 # All make their own environment in .venv on the first run. A GPU build of torch, or another version:
 #   make demo TORCH="torch"    make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 

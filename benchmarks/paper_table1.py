@@ -101,7 +101,7 @@ def simulated(model: nn.Module, quantization: Quantization) -> Iterator[None]:
 
     def forward_of(layer: Any) -> Any:
         form = int8_form(layer)
-        assert form is not None  # `layers_to_quantize` names no other
+        assert form is not None  # it is one that can be quantized
         weight = form.as_rows(layer.weight)
         return lambda x: quantization.linear(x, weight, layer.bias)
 

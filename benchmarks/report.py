@@ -1,4 +1,4 @@
-"""Writes the tables and figures of the README files from the CSV."""
+"""Writes the tables of the documents and the figures from the CSV."""
 
 import re
 import sys
@@ -13,7 +13,8 @@ from harness import figures, tables
 from harness.results import RESULTS, Row, latest, read
 
 HERE = Path(__file__).parent
-DOCUMENTS = (HERE.parent / "README.md", HERE / "README.md")
+DOCUMENTS = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").glob("*.md")), HERE / "README.md")
+DRAWN = HERE / "figures"
 PLACE = re.compile(r"(<!-- table: ([^>]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -42,60 +43,57 @@ def packages(rows: Sequence[Row]) -> str:
     return ", ".join([*common, *sorted(others)])
 
 
-def speed(rows: Sequence[Row], model: str) -> str:
+def summary(rows: Sequence[Row], models: Sequence[str]) -> str:
+    """The four rows of the main README: memory and speed of the first model, accuracy of the last one."""
+    large, small = (tables.Figures(row for row in rows if row.model == model) for model in (models[0], models[-1]))
+    measured = f"Memory and speed: {models[0]}; KL: {models[-1]}; {machine(rows)}"
+    return f"{tables.markdown(tables.summary(large, small))}\n\n{measured}"
+
+
+def speed(rows: Sequence[Row], models: Sequence[str]) -> str:
     """The main table of one model."""
     model_figures = tables.Figures(rows)
     notes = f"{machine(rows)} {tables.energy(model_figures)} {packages(rows)}. {model_figures.missing()}".rstrip()
     return f"{tables.markdown(tables.speed(model_figures))}\n\n{notes}"
 
 
-def memory(rows: Sequence[Row], model: str) -> str:
+def memory(rows: Sequence[Row], models: Sequence[str]) -> str:
     """The memory table of one model."""
     return f"{tables.markdown(tables.memory(tables.Figures(rows)))}\n\n{machine(rows)}"
 
 
-def wide(rows: Sequence[Row], model: str) -> str:
+def wide(rows: Sequence[Row], models: Sequence[str]) -> str:
     """A table of a benchmark of accuracy: a row a scheme, a column a figure."""
     return f"{tables.markdown(tables.wide(rows))}\n\n{machine(rows)}"
 
 
-def generation_gpu(rows: Sequence[Row], model: str) -> str:
+def generation_gpu(rows: Sequence[Row], models: Sequence[str]) -> str:
     """Whole models on a GPU, in tokens/s."""
     return f"{tables.markdown(tables.generation_gpu(tables.Figures(rows)))}\n\n{machine(rows)} {packages(rows)}."
 
 
-def int8_linear_gpu(rows: Sequence[Row], model: str) -> str:
+def int8_linear_gpu(rows: Sequence[Row], models: Sequence[str]) -> str:
     """Layers on a GPU, in microseconds."""
     return f"{tables.markdown(tables.int8_linear_gpu(rows))}\n\n{machine(rows)} {packages(rows)}."
 
 
-def serving(rows: Sequence[Row], model: str) -> str:
+def serving(rows: Sequence[Row], models: Sequence[str]) -> str:
     """A server with many clients."""
     first = rows[0]
     return f"{tables.markdown(tables.serving(tables.Figures(rows)))}\n\n{first.model}, {first.setting}; {machine(rows)}"
 
 
-def modes(rows: Sequence[Row], model: str) -> str:
-    """The table of accuracy, without what led to the default."""
-    return wide([row for row in rows if row.system in MODES], model)
+def growth(rows: Sequence[Row], models: Sequence[str]) -> str:
+    """Speed against the size of the model, the prompt and the batch, in tokens/s."""
+    return f"{tables.markdown(tables.growth(rows))}\n\n{machine(rows)}"
 
 
-MODES = (
-    "fp32",
-    "int8 x int8, no outliers",
-    "bitsandbytes, threshold 6.0",
-    "threshold 6.0 (paper)",
-    "threshold 6.0, asymmetric",
-    "budget 32, relative, asymmetric",
-    "budget 1/8, 5 x rms, asymmetric (default)",
-    "static, calibrated as the default",
-    "weights only (decode regime)",
-)
-# Name of a mark -> benchmark, and how its table is made from its rows and the model that is named beside it.
-TABLES: dict[str, tuple[str, Callable[[Sequence[Row], str], str]]] = {
+# Name of a mark -> benchmark, and how its table is made from its rows and the models that are named beside it.
+TABLES: dict[str, tuple[str, Callable[[Sequence[Row], Sequence[str]], str]]] = {
+    "summary": ("compare", summary),
     "speed": ("compare", speed),
     "memory": ("memory", memory),
-    "modes": ("accuracy", modes),
+    "growth": ("growth", growth),
     "serving": ("serving", serving),
     "generation_gpu": ("generation_gpu", generation_gpu),
     "int8_linear_gpu": ("int8_linear_gpu", int8_linear_gpu),
@@ -105,30 +103,45 @@ TABLES: dict[str, tuple[str, Callable[[Sequence[Row], str], str]]] = {
 
 
 def fill(text: str, rows: Sequence[Row]) -> str:
-    """Returns a document with every table between its marks made anew: `<!-- table: NAME MODEL -->`.
+    """Returns a document with every table between its marks made anew: `<!-- table: NAME MODEL... -->`.
 
     Raises:
         ValueError: There is no table of that name.
     """
 
     def table(match: re.Match[str]) -> str:
-        name, _, model = match[2].strip().partition(" ")
+        name, *models = match[2].split()
         if name not in TABLES:
             raise ValueError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
         benchmark, make = TABLES[name]
-        chosen = latest(row for row in rows if row.benchmark == benchmark and model in ("", row.model))
+        chosen = latest(row for row in rows if row.benchmark == benchmark and (not models or row.model in models))
         if not chosen:  # not measured yet: what is there stays
             return match[0]
-        return f"{match[1]}{make(chosen, model)}\n{match[3]}"
+        return f"{match[1]}{make(chosen, models)}\n{match[3]}"
 
     return PLACE.sub(table, text)
+
+
+def is_kept(file: Path) -> bool:
+    """Whether a figure is in the repository; the others are drawn when they are wanted."""
+    return file.name.startswith(figures.KEPT)
+
+
+def says_the_same(file: Path) -> bool:
+    """Whether a figure has the texts of the one in the repository; curves differ from one matplotlib to the next.
+
+    Args:
+        file: Of a figure that was just drawn.
+    """
+    kept = DRAWN / file.name
+    return kept.exists() and figures.texts(kept) == figures.texts(file)
 
 
 def main(
     results: Annotated[Path, typer.Option(help="The CSV.")] = RESULTS,
     check: Annotated[bool, typer.Option(help="Change nothing; fail if something is not up to date.")] = False,
 ) -> None:
-    """Makes the tables of the README files and the figures anew."""
+    """Makes the tables of the documents and the figures anew."""
     rows = read(results)
     stale = []
     for document in DOCUMENTS:
@@ -138,9 +151,9 @@ def main(
             if not check:
                 document.write_text(made, encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
-        drawn = figures.write(rows, Path(folder) if check else HERE / "figures")
-        if check:  # how text is set differs from one matplotlib to the next, so only that there is one
-            stale += [HERE / "figures" / file.name for file in drawn if not (HERE / "figures" / file.name).exists()]
+        drawn = figures.write(rows, Path(folder) if check else DRAWN)
+        if check:
+            stale += [DRAWN / file.name for file in drawn if is_kept(file) and not says_the_same(file)]
     if check and stale:
         sys.exit(f"not what {results.name} says: {', '.join(str(file) for file in stale)}; run benchmarks/report.py")
 

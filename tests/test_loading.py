@@ -274,7 +274,7 @@ def test_overrides_by_pattern(make_checkpoint: MakeCheckpoint, run_model: RunMod
 
 
 def test_settings_of_a_layer_whose_name_ends_another() -> None:
-    from llmint8.integrations.transformers.quantizer import _with_settings_of_layers
+    from llmint8.integrations.transformers.saved_state import _with_settings_of_layers
 
     model = torch.nn.ModuleDict(
         {"layer": torch.nn.Linear(8, 8), "tower": torch.nn.ModuleDict({"layer": torch.nn.Linear(8, 8)})}

@@ -1,5 +1,6 @@
 """Figures of what is in the CSV, each for a light and a dark page."""
 
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ COLOURS = {
 }
 OTHER = {"light": "#8c959f", "dark": "#7d8590"}
 MARKERS = {"llmint8": "o", "transformers bf16": "s", "bitsandbytes": "^"}
+KEPT = ("speed-",)  # of those in the repository
 WIDTH, HEIGHT = 8.4, 3.6  # inches, as wide as a README
 Draw = Callable[[Figure, Sequence[Row], str], None]
 
@@ -54,6 +56,12 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
                 figure.savefig(files[-1], metadata={"Date": None, "Creator": None})
                 plt.close(figure)
     return files
+
+
+def texts(file: Path) -> list[str]:
+    """Returns what is written in an SVG file, in its order."""
+    found = ElementTree.parse(file).iter("{http://www.w3.org/2000/svg}text")
+    return [" ".join("".join(element.itertext()).split()) for element in found]
 
 
 def speed(figure: Figure, rows: Sequence[Row], theme: str) -> None:
@@ -181,6 +189,9 @@ def _style(theme: str) -> dict[str, Any]:
     colours = THEMES[theme]
     return {
         "svg.hashsalt": "llmint8",  # the same figures make the same files
+        "svg.fonttype": "none",  # text as text: it can be read, searched, and checked
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib; a reader without it gets a sans-serif of theirs
         "font.size": 10,
         "axes.titlesize": 11,
         "text.color": colours["text"],

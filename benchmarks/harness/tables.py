@@ -63,7 +63,7 @@ class Figures:
             return "-"
         text = _number(statistics.median(values), digits)
         spread = (max(values) - min(values)) / 2
-        return f"{text} ± {_number(spread, digits)}" if len(values) > 1 else text
+        return f"{text} ± {_number(spread, digits)}" if spread else text
 
     def compared(self, system: str, figure: str, setting: str = "", digits: int = 0) -> str:
         """Returns the cell, and how many times as much llmint8 had."""
@@ -75,6 +75,29 @@ def by_model(rows: Sequence[Row]) -> dict[str, Figures]:
     """Returns the figures of each model, in the order of the rows."""
     models = dict.fromkeys(row.model for row in rows)
     return {model: Figures(row for row in rows if row.model == model) for model in models}
+
+
+def summary(large: Figures, small: Figures) -> Table:
+    """What a reader wants to know first: memory, prefill, decode and KL of llmint8, 16 bit and bitsandbytes.
+
+    Args:
+        large: The model whose memory and speed are shown.
+        small: The model whose accuracy is shown.
+    """
+    (prompt,) = large.settings("prefill") or [""]
+    (decode, *_) = large.settings("decode") or [""]
+    (text,) = small.settings("KL") or [""]
+    lines = (
+        ("memory of the weights, MB", large, "weights", "", 1e-6, 0),
+        (f"prefill of {prompt.removeprefix('prompt=')} tokens, tokens/s", large, "prefill", prompt, 1, 0),
+        ("decode, tokens/s", large, "decode", decode, 1, 1),
+        ("KL to fp32", small, "KL", text, 1, 4),
+    )
+    systems = {"llmint8": OURS, "16 bit": "transformers bf16", "bitsandbytes": "bitsandbytes"}
+    return [
+        {"": title} | {name: figures.cell(system, figure, setting, scale, digits) for name, system in systems.items()}
+        for title, figures, figure, setting, scale, digits in lines
+    ]
 
 
 def speed(figures: Figures) -> Table:
@@ -150,6 +173,21 @@ def wide(rows: Sequence[Row]) -> Table:
             value = None if row is None else row.value
             line[column] = "" if row is None or value is None else str(Cell(value, digits[column], row.unit))
         table.append(line)
+    return table
+
+
+def growth(rows: Sequence[Row]) -> Table:
+    """A row a model and size: tokens/s of each system, in brackets how many times as fast llmint8 was."""
+    shown = [row for row in rows if row.figure in ("prefill", "decode")]
+    systems = list(dict.fromkeys(row.system for row in shown))
+    table = []
+    for model, figures in by_model(shown).items():
+        for figure in ("decode", "prefill"):
+            digits = 1 if figure == "decode" else 0
+            for setting in sorted(figures.settings(figure), key=lambda setting: int(setting.rpartition("=")[2])):
+                line = {"": f"{figure}, {model}, {setting}"}
+                line |= {system: figures.compared(system, figure, setting, digits=digits) for system in systems}
+                table.append(line)
     return table
 
 

@@ -129,7 +129,7 @@ def _float_layer(reference: nn.Module, name: str, layer: Int8Linear) -> nn.Modul
         raise ValueError(f"the reference has no {name}; give the float model that the int8 one was made from") from None
     if int8_form(found) is None:
         raise ValueError(f"{name} of the reference is a {type(found).__name__}; it must be a float linear layer")
-    weight = layer._float_weight(found)
+    weight = layer.as_rows(found.get_parameter("weight"))
     if weight.shape != layer.weight.shape:
         raise ValueError(
             f"{name} is {list(weight.shape)} in the reference and {list(layer.weight.shape)} in the int8 model; give "

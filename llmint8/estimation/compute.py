@@ -12,10 +12,10 @@ from llmint8.estimation.cards import CARDS
 from llmint8.estimation.longest import contexts_to_try, longest_context
 from llmint8.estimation.result import Estimate, Fit, Footprint
 from llmint8.estimation.run import UnknownRunError, runs
-from llmint8.estimation.skeleton import max_context, skeleton
 from llmint8.estimation.source import Source, find
 from llmint8.estimation.weights import count_weights, largest_float_weight
 from llmint8.estimation.workspace import Device
+from llmint8.integrations.transformers.skeleton import skeleton
 
 DEFAULT_CONTEXT = 4096
 # Tried for models that do not say how many positions they have.
@@ -60,7 +60,7 @@ def estimate(
     _check(context, batch, device)
     source = find(path, config, dtype, trust_remote_code)
     int8, plain = (skeleton(source, quantize, auto_class, trust_remote_code) for quantize in (True, False))
-    most = max_context(source.config)
+    most = _max_context(source.config)
     if context is None:
         context = min(DEFAULT_CONTEXT, most or DEFAULT_CONTEXT)
     notes = [*source.notes, *_notes(source, context, most, device)]
@@ -182,3 +182,9 @@ def _window(config: Any) -> int | None:
     """The length at which sliding windows stop to grow."""
     found = getattr(config.get_text_config(decoder=True), "sliding_window", None)
     return found if isinstance(found, int) else None
+
+
+def _max_context(config: Any) -> int | None:
+    """Returns how many positions a model was made for; None if its configuration does not say."""
+    found = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None

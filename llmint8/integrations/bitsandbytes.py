@@ -79,7 +79,7 @@ def save_bitsandbytes(model: "PreTrainedModel", save_directory: str | os.PathLik
     Raises:
         ValueError: The model has no int8 layers, or one with a `column_scale`.
     """
-    from llmint8.integrations.transformers.quantizer import attach
+    from llmint8.integrations.transformers.saved_state import prepare_for_saving
     from llmint8.nn.forms import int8_form
     from llmint8.quantize import int8_layers
 
@@ -91,7 +91,7 @@ def save_bitsandbytes(model: "PreTrainedModel", save_directory: str | os.PathLik
             f"{scaled[0]} has a column_scale ({len(scaled)} layers do), which bitsandbytes does not know; load the "
             "16-bit checkpoint with quantization_config=Int8Config(checkpoint_format='bitsandbytes')"
         )
-    attach(model, getattr(model, "hf_quantizer", None))
+    prepare_for_saving(model, getattr(model, "hf_quantizer", None))
     quantizer, config = model.hf_quantizer, model.hf_quantizer.quantization_config
     # bitsandbytes decides by this list which layers are int8, with defaults of its own if it is empty.
     kept = [name for name, module in model.named_modules() if int8_form(module) is not None]
@@ -100,9 +100,9 @@ def save_bitsandbytes(model: "PreTrainedModel", save_directory: str | os.PathLik
     try:
         model._keys_to_ignore_on_save = {*(ignored or ()), *(f"{name}.outlier_columns" for name in layers)}
         quantizer.quantization_config = model.config.quantization_config = changed
-        attach(model, quantizer)
+        prepare_for_saving(model, quantizer)
         model.save_pretrained(save_directory, **kwargs)
     finally:
         model._keys_to_ignore_on_save = ignored
         quantizer.quantization_config = model.config.quantization_config = config
-        attach(model, quantizer)
+        prepare_for_saving(model, quantizer)

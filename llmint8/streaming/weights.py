@@ -27,13 +27,15 @@ from transformers.modeling_utils import LoadStateDictConfig, PreTrainedModel, re
 from transformers.utils import logging
 
 from llmint8.checkpoint import CheckpointError
-from llmint8.estimation.skeleton import empty_model
 from llmint8.estimation.source import Source
 from llmint8.integrations.transformers.conversions import FindColumnScale, QuantizeWeight
-from llmint8.integrations.transformers.quantizer import Int8HfQuantizer, attach, tied_heads_to_quantize
+from llmint8.integrations.transformers.quantizer import Int8HfQuantizer
+from llmint8.integrations.transformers.saved_state import prepare_for_saving
+from llmint8.integrations.transformers.skeleton import empty_model
+from llmint8.integrations.transformers.tied_heads import quantize_tied_heads
 from llmint8.nn import Int8Linear
 from llmint8.nn.forms import int8_form, is_int8
-from llmint8.quantize import int8_layers, replace_module
+from llmint8.quantize import int8_layers
 from llmint8.runtime import mapped_files
 
 
@@ -93,12 +95,12 @@ class StreamedWeights:
         self._find_column_scales(loads)
         self.model.tie_weights(recompute_mapping=False)
         self._tied = self._quantize_tied_heads(loads)
-        # What loading keeps for saving; `attach` adds ours.
+        # What loading keeps for saving; `prepare_for_saving` adds ours.
         self.model._weight_conversions = [conversion for conversion in mapping if conversion.was_used()]
         self.model.hf_quantizer, self.model.is_quantized = self._quantizer, True
         if source.settings.checkpoint_format == "bitsandbytes":
             self._say_which_layers_are_float()
-        attach(self.model, self._quantizer)
+        prepare_for_saving(self.model, self._quantizer)
         self._empty = self.model.state_dict(keep_vars=True)
         state = self._state_to_save()
         self.saved = revert_weight_conversion(self.model, state)
@@ -164,16 +166,20 @@ class StreamedWeights:
         """Replaces the tied heads that are to be int8: name -> the parameter with its weight, and the int8 layer."""
         tied = dict(self.model.all_tied_weights_keys or {})
         made: dict[str, tuple[str, Int8Linear]] = {}
-        for name, layer, int8 in tied_heads_to_quantize(self.model, self._quantizer.quantization_config):
+        config = self._quantizer.quantization_config
+
+        def make(name: str, layer: nn.Module, form: type[Int8Linear]) -> Int8Linear:
             source = tied[f"{name}.weight"]
             sources = next((keys for params, keys in loads.items() if source in params), None)
             if sources is None:
                 raise CheckpointError(f"{source} is missing in the checkpoint")
-            head = int8.empty_like(layer, self._quantizer.quantization_config.for_layer(name))
+            head = form.empty_like(layer, config.for_layer(name))
             column_scale = head.column_scale_for(self._load(sources)[source])
             head.set_column_scale(None if column_scale is None else torch.empty_like(column_scale, device="meta"))
-            replace_module(self.model, name, head)
             made[name] = (source, head)
+            return head
+
+        quantize_tied_heads(self.model, config, make)
         return made
 
     @staticmethod

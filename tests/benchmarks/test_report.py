@@ -1,4 +1,4 @@
-"""README tables and figures are made from the CSV."""
+"""The tables and figures of the documents are made from the CSV."""
 
 from pathlib import Path
 
@@ -51,13 +51,37 @@ def test_a_table_that_does_not_exist_is_an_error() -> None:
         report.fill("<!-- table: no-such-table m -->\n<!-- end of table -->", _rows())
 
 
+def test_a_table_may_name_several_models() -> None:
+    run = Run("compare", start="2030-01-01T00:00:00+00:00")
+    for model, figure, setting, value in (
+        ("large", "weights", "", 2e9),
+        ("large", "prefill", "prompt=256", 571.4),
+        ("large", "decode", "prompt=256 batch=1", 25.71),
+        ("small", "KL", "tokens=9", 0.0045),
+        ("other", "KL", "tokens=9", 0.9),
+    ):
+        run.add("llmint8", figure, value, "", model=model, setting=setting)
+    made = report.fill("<!-- table: summary large small -->\n<!-- end of table -->", run.rows)
+    assert made.splitlines()[1:7] == [
+        "| | llmint8 | 16 bit | bitsandbytes |",
+        "|---|---:|---:|---:|",
+        "| memory of the weights, MB | 2000 | - | - |",
+        "| prefill of 256 tokens, tokens/s | 571 | - | - |",
+        "| decode, tokens/s | 25.7 | - | - |",
+        "| KL to fp32 | 0.0045 | - | - |",
+    ]
+    assert "Memory and speed: large; KL: small;" in made
+
+
 def test_the_documents_say_what_the_results_say() -> None:
     rows = read(RESULTS)
+    names = []
     for document in report.DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         assert all("|---|" in match[0] for match in report.PLACE.finditer(text))
-        assert report.PLACE.search(text)
+        names += [match[2].split()[0] for match in report.PLACE.finditer(text)]
         assert report.fill(text, rows) == text, f"{document} is not up to date; run benchmarks/report.py"
+    assert set(names) == set(report.TABLES)
 
 
 def test_every_figure_is_drawn_for_light_and_dark(tmp_path: Path) -> None:
@@ -66,4 +90,18 @@ def test_every_figure_is_drawn_for_light_and_dark(tmp_path: Path) -> None:
     assert {file.name for file in drawn} == expected
     again = figures.write(read(RESULTS), tmp_path / "again")
     assert [file.read_bytes() for file in drawn] == [file.read_bytes() for file in again]
-    assert {file.name for file in (report.HERE / "figures").iterdir()} == expected
+
+
+def test_figures_hold_text_as_text(tmp_path: Path) -> None:
+    for file in figures.write(read(RESULTS), tmp_path):
+        assert "llmint8" in figures.texts(file)
+        assert not any(
+            "glyph" in line or "DejaVuSans-" in line for line in file.read_text(encoding="utf-8").splitlines()
+        )
+
+
+def test_the_figures_in_the_repository_say_what_the_results_say(tmp_path: Path) -> None:
+    kept = [file for file in figures.write(read(RESULTS), tmp_path) if report.is_kept(file)]
+    assert [file.name for file in kept] == ["speed-light.svg", "speed-dark.svg"]
+    for file in kept:
+        assert report.says_the_same(file), f"{file.name} is not up to date; run benchmarks/report.py"

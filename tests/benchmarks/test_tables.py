@@ -86,3 +86,15 @@ def test_the_models_of_one_table_have_columns_of_their_own() -> None:
     for model, error in (("gpt2", 0.0231), ("opt", 0.0233)):
         run.add_table([{"scheme": "a", "error": Cell(error, 4)}], model=model)
     assert tables.wide(run.rows) == [{"": "a", "gpt2: error": "0.0231", "opt: error": "0.0233"}]
+
+
+def test_growth_is_a_row_a_size_in_the_order_of_the_sizes() -> None:
+    run = Run("growth")
+    for prompt, ours, theirs in (("256", 600, 300), ("64", 400, 100)):
+        for system, value in (("llmint8", ours), ("peer", theirs)):
+            run.add(system, "prefill", value, "tokens/s", model="m", setting=f"prompt={prompt}")
+    run.add("limit", "read loop", 40, "GB/s", model="m")
+    assert tables.growth(run.rows) == [
+        {"": "prefill, m, prompt=64", "llmint8": "400", "peer": "100 (4.00×)"},
+        {"": "prefill, m, prompt=256", "llmint8": "600", "peer": "300 (2.00×)"},
+    ]

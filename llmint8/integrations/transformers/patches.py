@@ -176,7 +176,7 @@ def _get_generate() -> Any:
 def _put_generate(function: Any) -> None:
     from transformers.generation import GenerationMixin
 
-    GenerationMixin.generate = function  # type: ignore[method-assign]
+    GenerationMixin.generate = function
 
 
 def _thread_managing_generate(original: Any) -> Any:

@@ -2,19 +2,18 @@
 
 import re
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import WeightConverter
 from transformers.modeling_utils import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from llmint8.checkpoint import FLOAT_DTYPES, SCALE_NAMES, CheckpointError, TensorInfo, check_scales, read_headers
-from llmint8.config import Int8Config, matches
+from llmint8.config import Int8Config
 from llmint8.integrations.transformers import tripwire
 from llmint8.integrations.transformers.conversions import (
     BITSANDBYTES_FORMAT,
@@ -22,14 +21,16 @@ from llmint8.integrations.transformers.conversions import (
     Identity,
     QuantizeWeight,
     ReadBitsandbytesScale,
-    Unflatten,
 )
-from llmint8.integrations.transformers.fused import fuse, unfuse
-from llmint8.nn import FloatLinear, Int8Linear
+from llmint8.integrations.transformers.cpu_inference import use_cpu_operators
+from llmint8.integrations.transformers.names import names_in_model
+from llmint8.integrations.transformers.saved_state import prepare_for_saving
+from llmint8.integrations.transformers.tied_heads import quantize_tied_heads, tied_layers, untie_int8_heads
+from llmint8.nn import Int8Linear
 from llmint8.nn.forms import int8_form, is_int8
 from llmint8.ops import INPUT_DTYPES
 from llmint8.quantize import dequantize_, int8_layers, layers_to_quantize, replace_module
-from llmint8.runtime import heap, mapped_files, threads
+from llmint8.runtime import heap, mapped_files
 
 
 class Int8HfQuantizer(HfQuantizer):
@@ -92,7 +93,7 @@ class Int8HfQuantizer(HfQuantizer):
     def _int8_layers_of_checkpoint(self, model: PreTrainedModel) -> dict[str, str]:
         """The layers with a scale in the checkpoint: their names in the model, and there."""
         check_scales(self._tensors)
-        targets = _names_in_model(model, self._tensors)
+        targets = names_in_model(model, self._tensors)
         names: dict[str, str] = {}
         for key in self._tensors:
             stem, _, leaf = key.rpartition(".")
@@ -103,12 +104,12 @@ class Int8HfQuantizer(HfQuantizer):
 
     def _layers_to_quantize(self, model: PreTrainedModel) -> list[str]:
         """The layers with a float weight in the checkpoint that the settings want in int8."""
-        tied = {name for name, _ in _tied_layers(model)}  # quantized once they are tied
+        tied = {name for name, _ in tied_layers(model)}  # quantized once they are tied
         names = [name for name in layers_to_quantize(model, self.quantization_config) if name not in tied]
         if not self._tensors:
             return names
         sources: dict[str, TensorInfo] = {}
-        for key, targets in _names_in_model(model, self._tensors).items():
+        for key, targets in names_in_model(model, self._tensors).items():
             sources |= dict.fromkeys(targets, self._tensors[key])
         present = [name for name in names if f"{name}.weight" in sources]  # others are new, and stay float
         for name in present:
@@ -154,22 +155,23 @@ class Int8HfQuantizer(HfQuantizer):
                     raise CheckpointError(f"{name}.{leaf} is missing in the checkpoint")
                 nn.init.zeros_(tensor)  # as transformers does for a float layer, with its warning
         self._quantize_tied_heads(model)
-        speed_up(model)
+        use_cpu_operators(model)
         # What this load has mapped, and nobody has seen yet.
         mapped_files.unload(mapped_files.mappings(self._files) - self._mapped_before)
         heap.trim()
         self._tensors, self._files, self._mapped_before = {}, (), set()
-        attach(model, self)
+        prepare_for_saving(model, self)
 
     def _quantize_tied_heads(self, model: PreTrainedModel) -> None:
         """Gives the heads in `include_modules` that are tied to an embedding an int8 copy of its weight."""
-        if self.pre_quantized:
-            return
-        config = self.quantization_config
-        for name, layer, int8 in tied_heads_to_quantize(model, config):
-            if layer.weight.is_meta:
+
+        def make(name: str, layer: nn.Module, form: type[Int8Linear]) -> Int8Linear:
+            if layer.get_parameter("weight").is_meta:
                 raise ValueError(f"the tied layer {name} cannot be quantized while it is offloaded")
-            replace_module(model, name, int8.from_float(layer, config.for_layer(name)))
+            return form.from_float(layer, self.quantization_config.for_layer(name))
+
+        if not self.pre_quantized:
+            quantize_tied_heads(model, self.quantization_config, make)
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         # transformers turns config.dtype into a string when it saves
@@ -190,159 +192,9 @@ class Int8HfQuantizer(HfQuantizer):
         return True
 
 
-def attach(model: PreTrainedModel, quantizer: Int8HfQuantizer | None = None) -> None:
-    """Makes a model with int8 layers, as they are now, one that transformers saves and loads again as int8.
-
-    Args:
-        model: Quantized by `from_pretrained` or by `quantize_`.
-        quantizer: The one that loaded it; a new one with the settings of the first layer if None.
-    """
-    if quantizer is None:
-        quantizer = Int8HfQuantizer(next(int8_layers(model))[1].int8_config, pre_quantized=True)
-        model.hf_quantizer = quantizer
-        model.is_quantized = True
-        model.quantization_method = Int8Config.quant_method
-    quantizer.quantization_config = _with_settings_of_layers(quantizer.quantization_config, model)
-    model.config.quantization_config = quantizer.quantization_config
-    untie_int8_heads(model)
-    bitsandbytes = quantizer.quantization_config.checkpoint_format == "bitsandbytes"
-    ours = [bitsandbytes_conversion()] if bitsandbytes else tripwire.saving_conversions(model)
-    # A tensor gets one conversion: an int8 weight ours, so it is saved under its name in the model.
-    weights = [f"{name}.weight" for name, _ in int8_layers(model)]
-    model._weight_conversions = [c for c in without_ours(model) if not _reverses(c, weights)] + ours
-
-
-def detach(model: nn.Module) -> None:
-    """Makes a model without int8 layers one that transformers saves as float, if it was one of ours.
-
-    Args:
-        model: Any module.
-    """
-    slow_down(model)
-    if isinstance(getattr(model, "hf_quantizer", None), Int8HfQuantizer):
-        model._weight_conversions = without_ours(model)  # type: ignore[assignment]
-        model.hf_quantizer.remove_quantization_config(model)  # type: ignore[operator, union-attr]
-
-
-def speed_up(model: nn.Module) -> None:
-    """Prepares a transformers model with int8 layers for a CPU; on other devices it is as before.
-
-    Args:
-        model: Any module.
-    """
-    if isinstance(model, PreTrainedModel):
-        stream_head(model)
-        fuse(model)
-        threads.manage(model)
-
-
-def slow_down(model: nn.Module) -> None:
-    """Undoes `speed_up`, but for the watch over threads, which changes nothing for a float model.
-
-    Args:
-        model: Any module.
-    """
-    if isinstance(model, PreTrainedModel):
-        unfuse(model)
-        for module in model.modules():
-            if type(module) is FloatLinear:
-                module.__class__ = nn.Linear  # type: ignore[assignment]
-
-
-def stream_head(model: PreTrainedModel) -> None:
-    """Makes a head that was left in 16 bit fast for one token on a CPU; its weights and their names stay."""
-    head = model.get_output_embeddings()
-    if type(head) is nn.Linear:
-        head.__class__ = FloatLinear
-
-
-def untie_int8_heads(model: PreTrainedModel) -> None:
-    """Forgets that a head was tied to an embedding once it has an int8 weight of its own.
-
-    `config.tie_word_embeddings` stays, since other weights may be tied by it; when the checkpoint is loaded again, the
-    scale in it tells that the head has its own weight.
-    """
-    for name, layer in _tied_layers(model):
-        if is_int8(layer):
-            del model.all_tied_weights_keys[f"{name}.weight"]
-
-
-def tied_heads_to_quantize(
-    model: PreTrainedModel, config: Int8Config
-) -> Iterator[tuple[str, nn.Module, type[Int8Linear]]]:
-    """Yields the layers tied to an embedding that get an int8 weight of their own once the model is loaded.
-
-    Args:
-        model: With its weights tied.
-        config: Settings, whose `include_modules` asks for them.
-
-    Yields:
-        The name, the float layer and the class of its int8 form.
-    """
-    for name, layer in _tied_layers(model):
-        if (int8 := int8_form(layer)) is not None and matches(name, config.include_modules):
-            yield name, layer, int8
-
-
 def bitsandbytes_conversion() -> WeightConverter:
     """Returns the conversion between the scales of bitsandbytes and ours."""
     return WeightConverter([BITSANDBYTES_SCALE, BITSANDBYTES_FORMAT], ".weight_scale", [ReadBitsandbytesScale()])
-
-
-def without_ours(model: nn.Module) -> list[Any]:
-    """Returns the conversions of a model but for those of this package."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import PrefixChange
-
-    conversions = getattr(model, "_weight_conversions", None)
-    if conversions is None:  # made without from_pretrained: what transformers itself would take in that case
-        mapping = get_model_conversion_mapping(model, add_legacy=False)
-        conversions = [c for c in mapping if not isinstance(c, PrefixChange)]
-    ours = (Identity, ReadBitsandbytesScale, Unflatten)
-    return [c for c in conversions if not any(isinstance(op, ours) for op in getattr(c, "operations", ()))]
-
-
-def _names_in_model(model: PreTrainedModel, tensors: Iterable[str]) -> dict[str, list[str]]:
-    """For each tensor of a checkpoint, the parameters of the model that are made from it."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-
-    conversions = get_model_conversion_mapping(model)
-    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
-    converters = [c for c in conversions if isinstance(c, WeightConverter)]
-    expected = model.state_dict()
-    names = {}
-    for key in tensors:
-        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, expected)
-        made = [name]
-        if pattern is not None:
-            patterns = next(c.target_patterns for c in converters if pattern in c.source_patterns)
-            made = [name.replace(patterns[0], target) for target in patterns]
-        names[key] = [name for name in made if name in expected]
-    return names
-
-
-def _with_settings_of_layers(config: Int8Config, model: PreTrainedModel) -> Int8Config:
-    """The configuration that gives each layer the settings it has now, since they may be changed at any time."""
-    settings = {name: layer.int8_config.runtime_settings() for name, layer in int8_layers(model)}
-    if all(config.for_layer(name).runtime_settings() == own for name, own in settings.items()):
-        return config
-    of_most = dict(Counter(tuple(own.items()) for own in settings.values()).most_common(1)[0][0])
-    overrides = {_only_for(name, settings): own for name, own in settings.items() if own != of_most}
-    return config.replace(**of_most, overrides=overrides)
-
-
-def _only_for(name: str, names: Iterable[str]) -> str:
-    """A pattern for one layer alone: its name, or a shell pattern if that is also the end of another name."""
-    ends = any(matches(other, [name]) for other in names if other != name)
-    return f"[{name[0]}]{name[1:]}" if ends else name
-
-
-def _reverses(conversion: Any, weights: Iterable[str]) -> bool:
-    """Whether a conversion would turn one of some weights into something else when the model is saved."""
-    if not isinstance(conversion, WeightConverter):
-        return False
-    reverse = conversion.reverse_transform()
-    return any(reverse.rename_source_key(weight)[1] is not None for weight in weights)
 
 
 def _warn_of_experts(model: PreTrainedModel) -> None:
@@ -355,11 +207,3 @@ def _warn_of_experts(model: PreTrainedModel) -> None:
             "quantized: only linear layers are",
             stacklevel=2,
         )
-
-
-def _tied_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
-    """Layers whose weight is that of another, by name."""
-    for key in list(getattr(model, "all_tied_weights_keys", None) or {}):
-        name, _, leaf = key.rpartition(".")
-        if leaf == "weight":
-            yield name, model.get_submodule(name)

@@ -20,11 +20,12 @@ def _register_operators() -> None:
 
 def _prepare_transformers_models() -> None:
     """Has `quantize_` and `dequantize_` do what transformers models need beyond other modules."""
+    from llmint8.integrations.transformers.cpu_inference import use_cpu_operators
     from llmint8.integrations.transformers.heads import layers_kept_in_16_bit
-    from llmint8.integrations.transformers.quantizer import detach, speed_up
+    from llmint8.integrations.transformers.saved_state import forget_int8
     from llmint8.quantize import after_dequantize, after_quantize, default_skips
 
     if layers_kept_in_16_bit not in default_skips:
         default_skips.append(layers_kept_in_16_bit)
-        after_quantize.append(speed_up)
-        after_dequantize.append(detach)
+        after_quantize.append(use_cpu_operators)
+        after_dequantize.append(forget_int8)

@@ -16,7 +16,7 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 
 from llmint8.integrations.bitsandbytes import config_to_bitsandbytes
-from llmint8.integrations.transformers.quantizer import attach, without_ours
+from llmint8.integrations.transformers.saved_state import prepare_for_saving, without_ours
 from llmint8.quantize import int8_layers
 
 _STAGING_PREFIX = ".llmint8-saving-"
@@ -35,7 +35,7 @@ def atomic(original: Callable[..., Any]) -> Callable[..., Any]:
     def save_pretrained(self: PreTrainedModel, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         if not any(True for _ in int8_layers(self)):
             return original(self, save_directory, *args, **kwargs)
-        attach(self, getattr(self, "hf_quantizer", None))
+        prepare_for_saving(self, getattr(self, "hf_quantizer", None))
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         adapters_only = getattr(self, "_hf_peft_config_loaded", False)
         arguments = signature.bind(self, save_directory, *args, **kwargs).arguments

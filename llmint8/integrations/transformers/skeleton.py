@@ -3,24 +3,25 @@
 import copy
 import warnings
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 from torch.nn import Parameter
 from transformers.core_model_loading import build_glob_alternation
 from transformers.initialization import no_tie_weights
 from transformers.modeling_utils import PreTrainedModel
 
-from llmint8.estimation.source import Source
 from llmint8.integrations.transformers.fused import fuse
-from llmint8.integrations.transformers.quantizer import Int8HfQuantizer, tied_heads_to_quantize
+from llmint8.integrations.transformers.quantizer import Int8HfQuantizer
+from llmint8.integrations.transformers.tied_heads import quantize_tied_heads
 from llmint8.loading import model_class_of
-from llmint8.quantize import replace_module
+
+if TYPE_CHECKING:  # at run time it would import this module again
+    from llmint8.estimation.source import Source
 
 
 def skeleton(
-    source: Source, quantize: bool, auto_class: type | str | None = None, trust_remote_code: bool = False
+    source: "Source", quantize: bool, auto_class: type | str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """Builds a model as `from_pretrained` would, without its weights.
 
@@ -42,13 +43,17 @@ def skeleton(
         model = empty_model(source, quantizer, auto_class, trust_remote_code)
     model.tie_weights(recompute_mapping=False)
     if quantize:
-        _quantize_tied_heads(model, source)
+        if not source.is_int8:
+            settings = source.settings
+            quantize_tied_heads(
+                model, settings, lambda name, layer, form: form.empty_like(layer, settings.for_layer(name))
+            )
         fuse(model)
     return model.eval()
 
 
 def empty_model(
-    source: Source,
+    source: "Source",
     quantizer: Int8HfQuantizer | None,
     auto_class: type | str | None = None,
     trust_remote_code: bool = False,
@@ -102,22 +107,3 @@ def _cast_what_stays_in_fp32(model: PreTrainedModel, dtype: torch.dtype) -> None
             setattr(owner, leaf, Parameter(cast, requires_grad=tensor.requires_grad))
         else:
             owner.register_buffer(leaf, cast)
-
-
-def _quantize_tied_heads(model: PreTrainedModel, source: Source) -> None:
-    """Gives tied heads that are asked for an int8 weight, which loading does when all weights are there."""
-    if source.is_int8:
-        return
-    for name, layer, int8 in tied_heads_to_quantize(model, source.settings):
-        made: nn.Module = int8.empty_like(layer, source.settings.for_layer(name))
-        replace_module(model, name, made)
-
-
-def max_context(config: Any) -> int | None:
-    """Returns how many positions a model was made for; None if its configuration does not say.
-
-    Args:
-        config: Of transformers.
-    """
-    found = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
