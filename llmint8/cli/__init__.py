@@ -1,1 +1,1 @@
-"""The command `llmint8`: a file for each subcommand, which imports what it needs when it runs."""
+"""The command `llmint8`: subcommands in `commands/`, and what they have in common beside it."""

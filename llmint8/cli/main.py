@@ -1,36 +1,33 @@
 """The command `llmint8`. Its help is there at once: nothing here imports torch or transformers."""
 
+import importlib
+import pkgutil
 from typing import Annotated
 
 import typer
 
 from llmint8._version import __version__
-from llmint8.cli.bench import bench
-from llmint8.cli.chat import chat
-from llmint8.cli.doctor import doctor
-from llmint8.cli.estimate import estimate
-from llmint8.cli.eval import evaluate
-from llmint8.cli.inspect import inspect
-from llmint8.cli.quantize import quantize
-from llmint8.cli.serve import serve
+from llmint8.cli import commands
+from llmint8.cli.errors import DEBUG_VARIABLE, one_line_errors
 
-# Help in plain text takes half the time.
-app = typer.Typer(
-    name="llmint8",
-    help="LLM.int8() for Hugging Face transformers.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-app.command()(chat)
-app.command()(serve)
-app.command()(quantize)
-app.command()(estimate)
-app.command()(inspect)
-app.command("eval")(evaluate)
-app.command()(bench)
-app.command()(doctor)
+
+def make_app() -> typer.Typer:
+    """Returns the command with a subcommand for each file of `commands/`."""
+    # Help in plain text takes half the time.
+    app = typer.Typer(
+        name="llmint8",
+        help="LLM.int8() for Hugging Face transformers.",
+        epilog=f"{DEBUG_VARIABLE}=1 shows where an error comes from.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    for file in pkgutil.iter_modules(commands.__path__):
+        module = importlib.import_module(f"{commands.__name__}.{file.name}")
+        app.command(file.name)(one_line_errors(module.command))
+    app.callback()(_options)
+    return app
 
 
 def _print_version(asked: bool) -> None:
@@ -39,7 +36,6 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
@@ -50,4 +46,4 @@ def _options(
 
 def main() -> None:
     """Runs the command."""
-    app()
+    make_app()()

@@ -91,7 +91,7 @@ def windows_of(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The text is too short.
+        ValueError: The text is too short, or not UTF-8.
     """
     from pydoc_data.topics import topics
 
@@ -101,7 +101,10 @@ def windows_of(
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     content = "\n".join(topics[name] for name in sorted(topics)) if text is None else Path(text).expanduser()
-    return text_windows(tokenizer, content, window=window, tokens=tokens)
+    try:
+        return text_windows(tokenizer, content, window=window, tokens=tokens)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{text} is not a text in UTF-8: {error}") from error
 
 
 def require(module: str, extra: str, option: str) -> None:

@@ -100,6 +100,7 @@ def test_refuses_what_cannot_be_compared() -> None:
         compare(MODEL, trained, [tokens])
 
 
+@pytest.mark.slow
 def test_outlier_columns_bring_the_model_closer(smollm2: Path) -> None:
     """The README has a KL of 0.028 without outlier columns and 0.005 with them: half is far from either."""
     text = Path(comparison.__file__)

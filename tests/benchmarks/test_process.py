@@ -42,6 +42,7 @@ def test_every_adapter_says_what_it_is() -> None:
         systems("llmint8,none")
 
 
+@pytest.mark.slow
 def test_a_system_is_measured(checkpoint: Path, tmp_path: Path) -> None:
     text = torch.arange(64).tolist()
     with _process("transformers_fp32", checkpoint) as reference:
@@ -70,6 +71,7 @@ def test_a_system_is_measured(checkpoint: Path, tmp_path: Path) -> None:
         assert process.ask("prefill", prompt=16, batch=1)["seconds"] > 0  # it goes on
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_load_says_why(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(BenchmarkError, match=r"ended with 1: \w"):
@@ -81,6 +83,7 @@ def test_a_system_that_takes_too_long_is_ended(checkpoint: Path) -> None:
         Process("llmint8", systems("llmint8")["llmint8"], checkpoint, "cpu", 2, 0.2)
 
 
+@pytest.mark.slow
 def test_who_is_asked_again_after_the_end_says_why_it_ended(checkpoint: Path) -> None:
     with _process("transformers_bf16", checkpoint) as process:
         process._limit = 0.01
@@ -95,6 +98,7 @@ def test_who_is_asked_again_after_the_end_says_why_it_ended(checkpoint: Path) ->
                 process.ask("prefill", prompt=16, batch=1)
 
 
+@pytest.mark.slow
 def test_without_a_reference_there_is_a_perplexity_alone(checkpoint: Path, tmp_path: Path) -> None:
     with _process("transformers_bf16", checkpoint) as process:
         answer = process.ask("accuracy", tokens=list(range(64)), window=32, reference=str(tmp_path), write=False)

@@ -9,7 +9,7 @@ import torch
 import transformers
 from typer.testing import CliRunner, Result
 
-from llmint8.cli.main import app
+from llmint8.cli.main import make_app
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,7 @@ def llmint8_command() -> Callable[..., Result]:
     """Returns a function that runs `llmint8` with arguments."""
 
     def run(*arguments: object) -> Result:
-        return CliRunner().invoke(app, list(map(str, arguments)))
+        return CliRunner().invoke(make_app(), list(map(str, arguments)))
 
     return run
 

@@ -12,6 +12,8 @@ import transformers
 
 import llmint8
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).parent / "peak_worker.py"
 SHAPES = ("1x2048", "4x512")
 

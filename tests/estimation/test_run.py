@@ -86,6 +86,7 @@ def cache_bytes(cache: Any) -> int:
     return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor) and t.dim() > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_cache_is_that_of_a_model_that_has_run(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]()
@@ -110,6 +111,7 @@ def test_a_cache_by_hand(tmp_path: Path) -> None:
     assert llmint8.estimate(file, context=100, batch=2, dtype="float32").int8.kv_cache == 2 * estimate.int8.kv_cache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["grouped heads", "some windows", "latent attention, dense then experts", "experts"])
 def test_the_first_layers_stand_for_all(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = save_config(CONFIGS[name](), tmp_path)

@@ -12,6 +12,8 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 import llmint8
 
+pytestmark = pytest.mark.slow
+
 CONTEXT = "The Eiffel Tower is a landmark of France. It stands in its capital,"
 CHOICES = [" Paris", " the old town of Lyon"]
 CPU = {"device": "cpu"}  # for a folder, the harness assumes a GPU unless it is told otherwise

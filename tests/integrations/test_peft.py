@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
 import llmint8
+
+pytestmark = pytest.mark.slow
 
 
 def test_an_adapter_learns(make_checkpoint: Callable[..., Path]) -> None:

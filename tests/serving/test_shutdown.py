@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+pytestmark = pytest.mark.slow
+
 HEADERS = {"Authorization": "Bearer a secret"}
 ENDLESS = {"prompt": "Once upon a time", "max_tokens": 1000, "logit_bias": {"2": -100, "0": -100}}
 

@@ -12,6 +12,8 @@ import pytest
 pytest.importorskip("gradio")
 webdriver = pytest.importorskip("selenium.webdriver")
 exceptions = pytest.importorskip("selenium.common.exceptions")
+
+pytestmark = pytest.mark.slow
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(not BROWSER or not DRIVER, reason="chromium and chromedriver are not installed")
 ENTER, TAB = "\ue007", "\ue004"  # as WebDriver names keys

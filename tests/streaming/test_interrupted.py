@@ -37,6 +37,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(two: tuple[Path, Path], tmp_path: Path) -> None:
     rounds = 16
     command = [sys.executable, str(Path(__file__).with_name("kill_worker.py")), *map(str, two), str(tmp_path)]

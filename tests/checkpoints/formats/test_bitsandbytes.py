@@ -97,6 +97,7 @@ def test_their_threshold_and_skipped_modules(theirs: Callable) -> None:
     assert llmint8.from_pretrained(folder).config.quantization_config.mode == "none"
 
 
+@pytest.mark.slow
 def test_without_bitsandbytes_installed(theirs: Callable, run_model: RunModel) -> None:
     _, folder = theirs("llama")
     code = (

@@ -159,6 +159,7 @@ def test_heads_without_a_base_model_stay_float() -> None:
         assert kept <= {part for name in linear for part in name.split(".")}
 
 
+@pytest.mark.slow
 def test_a_part_of_an_int8_model(tmp_path: Path) -> None:
     """The vision tower of a CLIP: with our import it is int8, without it loading fails rather than give garbage."""
     make, _ = MODELS["clip"]

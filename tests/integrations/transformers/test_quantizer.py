@@ -179,7 +179,10 @@ def test_quantize_in_memory_is_the_same_and_can_be_saved(
         assert torch.equal(run_model(llmint8.from_pretrained(tmp_path / "int8")), expected)
 
 
-@pytest.mark.parametrize("architecture", [*CAUSAL, "bert"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in [*CAUSAL, "bert"] if name != "llama")],
+)
 def test_without_our_import_a_checkpoint_fails_loudly(
     architecture: str, make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:

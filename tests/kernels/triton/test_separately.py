@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("triton")
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 # A folder beside the repository that may hold the emulator; one on PYTHONPATH is found, too.
 BESIDE = HERE.parents[3] / "shared"

@@ -73,6 +73,7 @@ def test_a_mistake_is_one_line_and_status_2(
     refused("is int8; give the unquantized model", "eval", chat_checkpoint, "--reference", int8_checkpoint)
     refused("/nowhere does not exist", "eval", "/nowhere")
     refused("/nothing.txt", "eval", chat_checkpoint, "--text", "/nothing.txt")
+    refused("not a text in UTF-8", "eval", chat_checkpoint, "--text", next(chat_checkpoint.glob("*.safetensors")))
     refused("window must be at least 2 tokens", "eval", chat_checkpoint, "--window", "1")
     refused("contradicts mode", "eval", chat_checkpoint, "--mode", "none", "--budget", "3")
     refused(

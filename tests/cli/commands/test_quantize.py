@@ -77,6 +77,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert not target.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells what memory is anonymous")
 def test_memory_is_that_of_a_tensor(smollm2: Path, tmp_path: Path) -> None:
     """The model takes 269 MB. Above the imports there is less than its largest weight, the embedding of 57 MB.

@@ -6,11 +6,10 @@ from typing import Annotated
 import typer
 
 from llmint8.cli.console import console, one_line_warnings
-from llmint8.cli.errors import one_line_errors
 from llmint8.cli.settings import DtypeOption, JsonOption, TrustOption
 
 
-def inspect(
+def command(
     model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")],
     text: Annotated[
         str | None, typer.Option(help="A text file in UTF-8; Python's language reference by default.")
@@ -27,7 +26,7 @@ def inspect(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Find the outlier features of a model, as in Table 4 of the paper, and the outliers of each kind of layer."""
-    with one_line_errors(), one_line_warnings():
+    with one_line_warnings():
         from llmint8.analysis import outlier_report, plot_outliers
         from llmint8.analysis.plots import checked_path
         from llmint8.cli.models import is_int8, load, quiet, require, windows_of

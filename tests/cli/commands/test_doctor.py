@@ -11,7 +11,7 @@ import transformers
 from typer.testing import Result
 
 from llmint8 import doctor
-from llmint8.cli.doctor import _show
+from llmint8.cli.commands.doctor import _show
 from llmint8.kernels.cpu import build, native
 
 Run = Callable[..., Result]

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmint8.cli.console import console, one_line_warnings
-from llmint8.cli.errors import one_line_errors
 from llmint8.cli.settings import DtypeOption, IncludeOption, JsonOption, TrustOption
 
 if TYPE_CHECKING:
     from llmint8.speed import Speed
 
 
-def bench(
+def command(
     model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub; 16-bit or int8.")],
     prompt: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 256,
     tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 32,
@@ -26,7 +25,7 @@ def bench(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Measure a model in 8 bit and, if the checkpoint is not int8, unquantized, in turn: medians of some rounds."""
-    with one_line_errors(), one_line_warnings():
+    with one_line_warnings():
         import torch
 
         from llmint8.cli.models import is_int8, load, quiet

@@ -4,11 +4,10 @@ from typing import Annotated
 
 import typer
 
-from llmint8.cli.errors import one_line_errors
 from llmint8.cli.settings import BudgetOption, DtypeOption, ModeOption, ThresholdOption, TrustOption, columns
 
 
-def serve(
+def command(
     model: Annotated[
         str | None, typer.Argument(help="A folder or a name on the Hugging Face hub; a small chat model by default.")
     ] = None,
@@ -36,46 +35,45 @@ def serve(
     ui: Annotated[bool, typer.Option("--ui", help="Add a page to chat on, at the address itself.")] = False,
 ) -> None:
     """Serve a model with OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics, /info."""
-    with one_line_errors():
-        if slots not in (None, 1) and not continuous_batching:
-            raise ValueError(f"--slots {slots} contradicts --no-continuous-batching, which has one")
-        from llmint8 import serving
+    if slots not in (None, 1) and not continuous_batching:
+        raise ValueError(f"--slots {slots} contradicts --no-continuous-batching, which has one")
+    from llmint8 import serving
 
-        settings = serving.Settings(
-            api_key=api_key,
-            max_tokens=max_tokens,
-            max_prompt_tokens=max_prompt_tokens,
-            max_queue=max_queue,
-            max_body=max_body,
-            slots=slots if continuous_batching else 1,
-            shutdown_seconds=shutdown_seconds,
-        )
-        from transformers.utils import logging
+    settings = serving.Settings(
+        api_key=api_key,
+        max_tokens=max_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        max_queue=max_queue,
+        max_body=max_body,
+        slots=slots if continuous_batching else 1,
+        shutdown_seconds=shutdown_seconds,
+    )
+    from transformers.utils import logging
 
-        from llmint8.default_model import default_model
-        from llmint8.serving import server
+    from llmint8.default_model import default_model
+    from llmint8.serving import server
 
-        if ui:
-            from llmint8.serving.ui import check_installed, mount
+    if ui:
+        from llmint8.serving.ui import check_installed, mount
 
-            check_installed()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        listener = server.bind(host, port)
-        outliers = {
-            "mode": None if mode is None else mode.value,
-            "threshold": threshold,
-            "budget": None if budget is None else columns(budget),
-        }
-        manager = serving.Int8ModelManager(
-            str(default_model()) if model is None else model,
-            name=name,
-            device=device,
-            dtype=dtype or "auto",
-            trust_remote_code=trust_remote_code,
-            **{key: value for key, value in outliers.items() if value is not None},
-        )
-        app = serving.create_app(manager, settings)
-        if ui:
-            mount(app, serving.info(manager, app.state.engine, settings), server.own_url(listener), settings)
-        server.run(app, listener, shutdown_seconds)
+        check_installed()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    listener = server.bind(host, port)
+    outliers = {
+        "mode": None if mode is None else mode.value,
+        "threshold": threshold,
+        "budget": None if budget is None else columns(budget),
+    }
+    manager = serving.Int8ModelManager(
+        str(default_model()) if model is None else model,
+        name=name,
+        device=device,
+        dtype=dtype or "auto",
+        trust_remote_code=trust_remote_code,
+        **{key: value for key, value in outliers.items() if value is not None},
+    )
+    app = serving.create_app(manager, settings)
+    if ui:
+        mount(app, serving.info(manager, app.state.engine, settings), server.own_url(listener), settings)
+    server.run(app, listener, shutdown_seconds)

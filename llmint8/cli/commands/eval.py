@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from llmint8.cli.console import console, one_line_warnings
-from llmint8.cli.errors import one_line_errors
 from llmint8.cli.settings import (
     BudgetOption,
     DtypeOption,
@@ -33,7 +32,7 @@ _ROWS = {
 }
 
 
-def evaluate(
+def command(
     model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub; 16-bit or int8.")],
     reference: Annotated[
         str | None, typer.Option(help="The unquantized model, or 'none' for perplexity alone. MODEL itself by default.")
@@ -55,7 +54,7 @@ def evaluate(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Compare a model in 8 bit with the unquantized one on a text: perplexity, KL divergence, top-1 agreement."""
-    with one_line_errors(), one_line_warnings():
+    with one_line_warnings():
         from llmint8.analysis import compare, perplexity
         from llmint8.cli.models import is_int8, load, quiet, windows_of
 

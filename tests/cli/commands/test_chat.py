@@ -80,6 +80,7 @@ def typist() -> Iterator[Typist]:
     os.close(made.terminal)
 
 
+@pytest.mark.slow
 def test_a_conversation(typist: Typist) -> None:
     typist.wait_for("Ctrl-C stops an answer.")
     typist.wait_for("> ")
@@ -125,6 +126,7 @@ def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
     assert run.stdout == ""
 
 
+@pytest.mark.slow
 def test_questions_that_are_no_text() -> None:
     command = [sys.executable, "-m", "llmint8", "chat", "--temperature", "0"]
     environment = {**os.environ, "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict"}

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmint8.cli.console import console
-from llmint8.cli.errors import one_line_errors
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +26,7 @@ class Device(StrEnum):
     cpu = "cpu"
 
 
-def estimate(
+def command(
     model: Annotated[str, typer.Argument(help="A folder, a config.json, or a name on the Hugging Face hub.")],
     context: Annotated[
         int | None, typer.Option(help="Tokens of a sequence; 4096, or what the model was made for, by default.")
@@ -45,23 +44,22 @@ def estimate(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
 ) -> None:
     """Tell how much memory a model takes in 8 bit and unquantized, and which GPUs it fits. Nothing is loaded."""
-    with one_line_errors():
-        from transformers.utils import logging
+    from transformers.utils import logging
 
-        from llmint8.config import Int8Config
-        from llmint8.estimation import estimate as run
+    from llmint8.config import Int8Config
+    from llmint8.estimation import estimate
 
-        logging.set_verbosity_error()
-        settings = Int8Config(include_modules=tuple(include or ()), skip_modules=tuple(skip or ()))
-        result = run(
-            model,
-            settings if include or skip else None,
-            context=context,
-            batch=batch,
-            dtype=dtype,
-            device=device.value,
-            trust_remote_code=trust_remote_code,
-        )
+    logging.set_verbosity_error()
+    settings = Int8Config(include_modules=tuple(include or ()), skip_modules=tuple(skip or ()))
+    result = estimate(
+        model,
+        settings if include or skip else None,
+        context=context,
+        batch=batch,
+        dtype=dtype,
+        device=device.value,
+        trust_remote_code=trust_remote_code,
+    )
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmint8.cli.errors import one_line_errors
 from llmint8.cli.settings import DtypeOption, TrustOption
 
 if TYPE_CHECKING:
     from llmint8.chat.source import Source
 
 
-def chat(
+def command(
     model: Annotated[
         str | None,
         typer.Argument(
@@ -40,24 +39,23 @@ def chat(
 
     In a pipe each line is a question, and the answers alone go to stdout.
     """
-    with one_line_errors():
-        from llmint8.chat.conversation import Conversation
-        from llmint8.chat.source import Sampling
+    from llmint8.chat.conversation import Conversation
+    from llmint8.chat.source import Sampling
 
-        sampling = Sampling(temperature, top_p, max_tokens, seed)
-        if model is not None and model.startswith(("http://", "https://")):
-            if not load_in_8bit or dtype is not None or trust_remote_code:
-                raise ValueError("--16bit, --dtype and --trust-remote-code are for a model that is loaded here")
-            from llmint8.chat.remote import Remote
+    sampling = Sampling(temperature, top_p, max_tokens, seed)
+    if model is not None and model.startswith(("http://", "https://")):
+        if not load_in_8bit or dtype is not None or trust_remote_code:
+            raise ValueError("--16bit, --dtype and --trust-remote-code are for a model that is loaded here")
+        from llmint8.chat.remote import Remote
 
-            source: Source = Remote(model, served_model, api_key)
-        elif served_model is not None:
-            raise ValueError("--model is for the address of a server")
-        else:
-            source = _local(model, load_in_8bit, dtype, trust_remote_code)
-        from llmint8.chat.terminal import Terminal
+        source: Source = Remote(model, served_model, api_key)
+    elif served_model is not None:
+        raise ValueError("--model is for the address of a server")
+    else:
+        source = _local(model, load_in_8bit, dtype, trust_remote_code)
+    from llmint8.chat.terminal import Terminal
 
-        terminal = Terminal(source, Conversation(system), sampling)
+    terminal = Terminal(source, Conversation(system), sampling)
     try:
         answered = terminal.run()
     except BrokenPipeError:

@@ -5,19 +5,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from llmint8.cli.errors import one_line_errors
 from llmint8.cli.settings import JsonOption
 
 if TYPE_CHECKING:
     from llmint8.doctor import Diagnosis, Gpu, Processor
 
 
-def doctor(as_json: JsonOption = False) -> None:
+def command(as_json: JsonOption = False) -> None:
     """Say what backend int8 layers will run on here, and why. The exit status is 1 if it is a slow one."""
-    with one_line_errors():
-        from llmint8.doctor import diagnose
+    from llmint8.doctor import diagnose
 
-        found = diagnose()
+    found = diagnose()
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:

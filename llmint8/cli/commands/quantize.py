@@ -10,7 +10,6 @@ import typer
 
 from llmint8.checkpoints.formats import FORMATS
 from llmint8.cli.console import one_line_warnings
-from llmint8.cli.errors import one_line_errors
 from llmint8.cli.settings import (
     BudgetOption,
     DtypeOption,
@@ -33,7 +32,7 @@ Format = StrEnum("Format", {known.name: known.name for known in FORMATS})  # typ
 _DEFAULT = Format("llmint8")
 
 
-def quantize(
+def command(
     model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")],
     output: Annotated[str, typer.Argument(help="Folder to write, new or empty.")],
     mode: ModeOption = None,
@@ -54,7 +53,7 @@ def quantize(
 
     OUTPUT appears when it is complete. If this is stopped, the same command goes on after the files it has finished.
     """
-    with one_line_errors(), one_line_warnings(), _progress() as progress:
+    with one_line_warnings(), _progress() as progress:
         from llmint8.cli.models import quiet
         from llmint8.streaming import quantize_checkpoint
 

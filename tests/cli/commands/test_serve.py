@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 import llmint8
-from llmint8.cli.main import app
+from llmint8.cli.main import make_app
 from llmint8.serving import Int8ModelManager
 
 COMMAND = [sys.executable, "-m", "llmint8", "serve", "--port", "0"]
@@ -49,6 +49,7 @@ def endless(tokens: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_serves_the_default_model_and_lets_answers_end_on_sigterm() -> None:
     with (
         serving("--api-key", "k") as (process, address),
@@ -69,6 +70,7 @@ def test_serves_the_default_model_and_lets_answers_end_on_sigterm() -> None:
     assert '"completion_tokens": 40' in errors
 
 
+@pytest.mark.slow
 def test_neither_an_open_page_nor_a_long_answer_keeps_it_from_stopping() -> None:
     pytest.importorskip("gradio")
     with serving("--ui", "--shutdown-seconds", "1") as (process, address):
@@ -119,7 +121,7 @@ def test_a_checkpoint_that_is_int8_already_is_served_as_it_is(smollm2: Path, tmp
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(app, ["serve", "--port", "0", *arguments])
+    result = CliRunner().invoke(make_app(), ["serve", "--port", "0", *arguments])
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("llmint8: ")
     assert message in result.stderr
@@ -137,7 +139,7 @@ def test_an_error_of_the_server_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(serving, "Int8ModelManager", lambda *_, **__: None)
     monkeypatch.setattr(serving, "create_app", lambda *_: None)
     monkeypatch.setattr(server, "run", run)
-    result = CliRunner().invoke(app, ["serve", "--port", "0"])
+    result = CliRunner().invoke(make_app(), ["serve", "--port", "0"])
     assert (result.exit_code, result.stderr) == (2, "llmint8: the address went away\n")
 
 
@@ -148,6 +150,6 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "uvicorn" else found(name, *a))
-    result = CliRunner().invoke(app, ["serve"])
+    result = CliRunner().invoke(make_app(), ["serve"])
     assert result.exit_code == 2
     assert result.stderr == "llmint8: serving needs uvicorn: pip install llmint8[serve]\n"
