@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from llmint8.cli.main import app
+from llmint8.cli.main import make_app
 from llmint8.integrations.transformers.patches import PATCHES
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,7 @@ def test_the_first_example_runs_after_the_lines_that_install_it() -> None:
 
 
 def test_commands_and_their_options_exist() -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = typer.main.get_command(make_app()).commands  # type: ignore[attr-defined]
     called = [words[1:] for words in shell_lines() if words[0] == "llmint8"]
     assert {name for name, *_ in called} == set(commands)
     for name, *words in called:
