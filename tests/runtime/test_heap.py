@@ -22,7 +22,7 @@ libc.malloc.restype = ctypes.c_void_p
 blocks = [libc.malloc(100_000) for _ in range(1000)]  # too small to be mapped by themselves
 for block in blocks:
     ctypes.memset(block, 1, 100_000)
-top = libc.malloc(1000)  # keeps the heap from shrinking by itself
+top = libc.malloc(100_000)  # of no size that is free elsewhere: keeps the heap from shrinking by itself
 for block in blocks:
     libc.free(ctypes.c_void_p(block))
 before = anonymous()
