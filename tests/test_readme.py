@@ -26,7 +26,13 @@ def shell_lines() -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def pages_with_python() -> list:
+    """The pages with examples in Python; those beside the README are marked slow."""
+    marks = {page: () if page.name == "README.md" else (pytest.mark.slow,) for page in PAGES if blocks(page, "python")}
+    return [pytest.param(page, marks=marks[page], id=page.name) for page in marks]
+
+
+@pytest.mark.parametrize("page", pages_with_python())
 def test_python(page: Path, tmp_path: Path, capsys: pytest.CaptureFixture, smollm2: Path) -> None:
     """Block after block, each with what those before it on the page have made."""
     namespace: dict = {}
