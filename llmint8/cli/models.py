@@ -30,12 +30,10 @@ def is_int8(name: str, trust_remote_code: bool = False) -> bool:
         OSError: There is no such model.
         ValueError: It is quantized by another method.
     """
-    from llmint8.loading import int8_settings, is_hub_name, read_config, stored_quantization
+    from llmint8.checkpoints.settings import int8_settings
+    from llmint8.checkpoints.source import locate, read_config, stored_quantization
 
-    folder = Path(name).expanduser()
-    if not folder.exists() and not is_hub_name(name):
-        raise FileNotFoundError(f"{name} does not exist")
-    config = read_config(str(folder) if folder.exists() else name, {"trust_remote_code": trust_remote_code})
+    config = read_config(locate(name, may_be_file=True), {"trust_remote_code": trust_remote_code})
     stored = stored_quantization(config)
     return stored is not None and int8_settings(stored, name) is not None
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
+from llmint8.checkpoints.source import Source, find_source
 from llmint8.config import Int8Config
 from llmint8.estimation.cards import CARDS
 from llmint8.estimation.longest import contexts_to_try, longest_context
 from llmint8.estimation.result import Estimate, Fit, Footprint
 from llmint8.estimation.run import UnknownRunError, runs
-from llmint8.estimation.source import Source, find
 from llmint8.estimation.weights import count_weights, largest_float_weight
 from llmint8.estimation.workspace import Device
 from llmint8.integrations.transformers.skeleton import skeleton
@@ -58,7 +58,7 @@ def estimate(
         TypeError: `context` or `batch` is not an int.
     """
     _check(context, batch, device)
-    source = find(path, config, dtype, trust_remote_code)
+    source = find_source(path, config, dtype, trust_remote_code)
     int8, plain = (skeleton(source, quantize, auto_class, trust_remote_code) for quantize in (True, False))
     most = _max_context(source.config)
     if context is None:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from transformers.cli.serving.model_manager import ModelManager
 
 import llmint8
-from llmint8.loading import is_hub_name
+from llmint8.checkpoints.source import locate
 from llmint8.nn import Int8Linear
 from llmint8.nn.forms import is_int8
 from llmint8.serving.errors import APIError
@@ -41,10 +41,8 @@ class Int8ModelManager(ModelManager):
             ValueError: A setting is wrong, or the model has no fast tokenizer.
             OSError: The model is not there, or is damaged.
         """
-        folder = Path(model).expanduser()
-        if not folder.is_dir() and not is_hub_name(model):
-            raise FileNotFoundError(f"{model} does not exist, or is not the folder of a checkpoint")
-        self.path, self.settings = str(folder) if folder.is_dir() else model, settings
+        self.path, self.settings = locate(model), settings
+        folder = Path(self.path)
         self.name = name or (folder.resolve().name if folder.is_dir() else model)
         super().__init__(device=device, dtype=dtype, trust_remote_code=trust_remote_code, model_timeout=-1)
         self.model, self.tokenizer = self.load_model_and_processor(self.path)

@@ -16,10 +16,9 @@ from transformers.modeling_utils import PreTrainedModel
 
 from llmint8._version import __version__
 from llmint8.checkpoints.headers import check_folder
+from llmint8.checkpoints.source import Source, find_source, locate
 from llmint8.config import Int8Config
-from llmint8.estimation.source import Source, find
 from llmint8.integrations.transformers.saving import move
-from llmint8.loading import is_hub_name
 from llmint8.quantize import int8_layers
 from llmint8.runtime import heap
 from llmint8.streaming.shard import Shard
@@ -104,7 +103,7 @@ def quantize_checkpoint(
     origin = _origin(source)
     if folder.resolve() == origin.resolve():
         raise ValueError(f"{folder} cannot be both the source and the target")
-    found = find(origin, config, dtype, trust_remote_code)
+    found = find_source(origin, config, dtype, trust_remote_code)
     if found.is_int8:
         raise ValueError(f"{source} is int8 already; quantize a 16-bit checkpoint of the model instead")
     _set_dtype(found)
@@ -133,11 +132,8 @@ def quantize_checkpoint(
 def _origin(source: str | os.PathLike) -> Path:
     """The folder of the checkpoint, which is downloaded if it is on the hub."""
     given = os.fspath(source)
-    folder = Path(given).expanduser()
+    folder = Path(locate(given))
     if not folder.is_dir():
-        if folder.exists() or not is_hub_name(given):
-            problem = "is a file, not the folder of a checkpoint" if folder.exists() else "does not exist"
-            raise FileNotFoundError(f"{given} {problem}")
         folder = _download(given)
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"{given} is an adapter; quantize the model that it was made for")

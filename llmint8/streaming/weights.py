@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 from llmint8.checkpoints.formats import format_named
 from llmint8.checkpoints.headers import CheckpointError
-from llmint8.estimation.source import Source
+from llmint8.checkpoints.source import Source
 from llmint8.integrations.transformers.conversions import FindColumnScale, QuantizeWeight
 from llmint8.integrations.transformers.quantizer import Int8HfQuantizer
 from llmint8.integrations.transformers.saved_state import prepare_for_saving

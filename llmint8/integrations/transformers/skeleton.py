@@ -17,7 +17,7 @@ from llmint8.integrations.transformers.tied_heads import quantize_tied_heads
 from llmint8.loading import model_class_of
 
 if TYPE_CHECKING:  # at run time it would import this module again
-    from llmint8.estimation.source import Source
+    from llmint8.checkpoints.source import Source
 
 
 def skeleton(
