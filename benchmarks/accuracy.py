@@ -59,7 +59,7 @@ def measure(path: Path, tokens: Tensor, calibration: Tensor, window: int, peer: 
     """Runs every scheme on the same windows of a text.
 
     Args:
-        path: Of a 16-bit checkpoint.
+        path: Folder of a 16-bit checkpoint.
         tokens: int64 [count].
         calibration: Tokens for the static columns, int64 [count].
         window: Tokens of one forward pass.

@@ -31,7 +31,7 @@ class Plan:
 
     Attributes:
         device: "cpu", or a GPU as torch names it.
-        threads: Of the processor.
+        threads: Threads of the processor.
         limit: Seconds that an answer may take.
         prompt: Tokens of the prompt; nothing but loading is measured if 0.
         batches: Sequences that are decoded together.

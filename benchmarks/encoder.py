@@ -69,7 +69,7 @@ def batches(path: Path, sentences: int) -> tuple[dict[str, Any], Any]:
     """Returns a padded batch of sentences of each text, and one of other sentences for the static columns.
 
     Args:
-        path: Of a checkpoint with a tokenizer.
+        path: Folder of a checkpoint with a tokenizer.
         sentences: Number of sentences of a batch.
 
     Raises:
@@ -92,7 +92,7 @@ def embeddings(model: nn.Module, inputs: Any) -> Tensor:
 
     Args:
         model: An encoder.
-        inputs: Of its tokenizer: `input_ids`, `attention_mask` and others, int64 [sentences, tokens].
+        inputs: What its tokenizer gives: `input_ids`, `attention_mask` and others, int64 [sentences, tokens].
 
     Returns:
         fp64: the cosines are closer to 1 than fp32 can tell well.
@@ -107,7 +107,7 @@ def measure(path: Path, inputs: dict[str, Any], calibration: Any, peer: bool) ->
     """Runs every scheme on the same batches of sentences.
 
     Args:
-        path: Of a checkpoint in 16 or 32 bit.
+        path: Folder of a checkpoint in 16 or 32 bit.
         inputs: Batches, as the tokenizer makes them, by name of the text.
         calibration: A batch of other sentences.
         peer: Whether bitsandbytes runs too.

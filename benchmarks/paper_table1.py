@@ -118,7 +118,7 @@ def measure(name: str, model: nn.Module, tokens: Tensor, calibration: Tensor, wi
     """Runs every scheme on the same windows of a text, against the same model in fp32.
 
     Args:
-        name: Of the model, for the columns of the result.
+        name: Name of the model, for the columns of the result.
         model: In fp32.
         tokens: int64 [count].
         calibration: Tokens for the static columns, int64 [count].

@@ -60,9 +60,9 @@ def measure(architecture: str, sequences: int, tokens: int, seed: int) -> list[C
 
     Args:
         architecture: A key of `CONFIGS`.
-        sequences: Of the batch.
-        tokens: Of a sequence.
-        seed: Of the weights.
+        sequences: Sequences of the batch.
+        tokens: Tokens of a sequence.
+        seed: Seed of the weights.
 
     Returns:
         A row for each scheme: the relative error `||logits - fp32|| / ||fp32||` and its ratio to that of bitsandbytes.

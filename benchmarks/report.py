@@ -131,7 +131,7 @@ def says_the_same(file: Path) -> bool:
     """Whether a figure has the texts of the one in the repository; curves differ from one matplotlib to the next.
 
     Args:
-        file: Of a figure that was just drawn.
+        file: File of a figure that was just drawn.
     """
     kept = DRAWN / file.name
     return kept.exists() and figures.texts(kept) == figures.texts(file)

@@ -38,7 +38,7 @@ def tokens_of(path: Path, count: int) -> tuple[Tensor, dict[str, Tensor]]:
     Of the language reference, the first tokens are for calibration and the last ones are evaluated.
 
     Args:
-        path: Of a checkpoint with a tokenizer.
+        path: Folder of a checkpoint with a tokenizer.
         count: Number of tokens.
 
     Raises:

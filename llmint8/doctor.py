@@ -52,7 +52,7 @@ class Processor:
     """The CPU.
 
     Attributes:
-        name: Of the model.
+        name: Name of the model.
         cores: Physical ones.
         threads: That torch uses.
         kernels: The instruction set that the native kernels run with, or `"PyTorch"`.
@@ -81,10 +81,10 @@ class Gpu:
     """A GPU that torch sees.
 
     Attributes:
-        name: Of the model.
+        name: Name of the model.
         capability: Compute capability, or AMD's name of the architecture.
-        bytes: Of its memory.
-        free: Of that now.
+        bytes: Bytes of its memory.
+        free: Bytes of it that are free now.
         kernels: `"Triton"` or `"PyTorch"`, and for what.
         reason: Why the kernels are those.
         fast: Whether they are the fast ones.
@@ -106,7 +106,7 @@ class Diagnosis:
     """What `diagnose` has found.
 
     Attributes:
-        versions: Of Python and of packages; None for what is not installed.
+        versions: Versions of Python and of packages; None for what is not installed.
         system: Operating system and architecture.
         cpu: The processor.
         gpus: Those that torch sees.

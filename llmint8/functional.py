@@ -101,7 +101,7 @@ def dequantize(
         codes: int8, any shape.
         scale: fp32, broadcastable to `codes`.
         zero_point: int32, broadcastable to `codes`; None for symmetric codes.
-        dtype: Of the result; computed in fp32.
+        dtype: Dtype of the result; computed in fp32.
     """
     values = codes.float() if zero_point is None else codes.float() - zero_point
     return (values * scale).to(dtype)

@@ -105,7 +105,7 @@ def model_class_of(auto_class: type | str | None, config: Any) -> Any:
 
     Args:
         auto_class: The class, or its name in transformers; None leaves it to the configuration.
-        config: Of transformers, or None.
+        config: A transformers configuration, or None.
 
     Raises:
         ValueError: transformers has no class of that name.

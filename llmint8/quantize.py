@@ -68,7 +68,7 @@ def dequantize_(model: ModuleT, dtype: torch.dtype | None = None) -> ModuleT:
 
     Args:
         model: Any module.
-        dtype: Of the weights; that of the model's first float parameter if None.
+        dtype: Dtype of the weights; that of the model's first float parameter if None.
 
     Returns:
         The same model.

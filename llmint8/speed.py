@@ -24,7 +24,7 @@ class Speed:
         decode: Tokens per second after the first one, of all sequences together.
         decode_range: Slowest and fastest.
         first_token: Seconds from the call of `generate` to the first token.
-        weight_bytes: Of parameters and buffers; a tied weight counts once.
+        weight_bytes: Bytes of parameters and buffers; a tied weight counts once.
     """
 
     prefill: float

@@ -38,7 +38,7 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Draws every figure whose benchmark is among some rows.
 
     Args:
-        rows: Of the CSV.
+        rows: Rows of the CSV.
         folder: For the SVG files, `NAME-light.svg` and `NAME-dark.svg`.
 
     Returns:

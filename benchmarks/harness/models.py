@@ -53,7 +53,7 @@ def products(name: str) -> int | None:
     """Returns the multiplications of a token in the layers of a random Llama, its head and its attention left out.
 
     Args:
-        name: Of its folder; None is known of others.
+        name: Name of its folder; None is known of others.
     """
     size = SIZES.get(name.removeprefix("random-llama-"))
     if size is None:

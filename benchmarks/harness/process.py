@@ -51,7 +51,7 @@ class Process:
             system: What that says of itself.
             checkpoint: Folder of a 16-bit checkpoint.
             device: "cpu", or a GPU as torch names it.
-            threads: Of the processor.
+            threads: Threads of the processor.
             limit: Seconds for loading, and for each answer.
 
         Raises:

@@ -43,17 +43,17 @@ class Row:
     Attributes:
         run: Time of the start of the run, ISO 8601 in UTC; with `benchmark`, what belongs together.
         benchmark: The script.
-        commit: Of this repository.
+        commit: Commit of this repository.
         device: Name of the processor or GPU.
-        threads: Of the processor.
-        versions: Of the packages of the system.
+        threads: Threads of the processor.
+        versions: Versions of the packages of the system.
         model: What runs.
         system: Who runs it.
         figure: What is measured.
         setting: At which size, as `prompt=256 batch=8`.
         repeat: The round, from 1; 0 if there is only one.
         value: As a number, or empty if there is none.
-        unit: Of the value.
+        unit: Unit of the value.
         note: Why there is no value.
     """
 

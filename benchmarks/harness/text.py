@@ -10,7 +10,7 @@ def tokens_of(path: Path, text: Path | None, count: int) -> Tensor:
     """Returns the first tokens of a text file, or of Python's language reference: int64 [count].
 
     Args:
-        path: Of a checkpoint with a tokenizer.
+        path: Folder of a checkpoint with a tokenizer.
         text: The file, in UTF-8; the language reference if None.
         count: Number of tokens.
 

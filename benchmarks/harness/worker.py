@@ -73,7 +73,7 @@ def accuracy(model: Model, tokens: list[int], window: int, reference: str, write
 
     Args:
         model: A loaded one.
-        tokens: Of a text.
+        tokens: Tokens of a text.
         window: Tokens of one forward pass.
         reference: The folder.
         write: Whether this model is what others are compared with.

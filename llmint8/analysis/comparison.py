@@ -21,12 +21,12 @@ class Comparison:
 
     Attributes:
         tokens: Number of tokens that were predicted.
-        perplexity: Of the model, `exp` of the mean negative log likelihood (the measure of Table 1 of the paper).
-        reference_perplexity: Of the reference.
+        perplexity: Perplexity of the model, `exp` of the mean negative log likelihood (Table 1 of the paper).
+        reference_perplexity: Perplexity of the reference.
         kl: Mean Kullback-Leibler divergence of the next token, KL(reference || model), in nats per token; of two
             models that agree, 0 up to the rounding of fp32 (some 1e-9).
-        kl_standard_error: Of `kl`, from the differences between windows, since tokens of one window are not
-            independent; NaN for a single window.
+        kl_standard_error: Standard error of `kl`, from the differences between windows, since tokens of one window
+            are not independent; NaN for a single window.
         top1_agreement: Share of tokens whose most probable prediction is the same, 0 to 1.
     """
 
@@ -51,8 +51,8 @@ class Totals:
         """Adds one window.
 
         Args:
-            logits: Of the model, floating point [batch, tokens, vocabulary].
-            reference_logits: Of the reference, same shape, on any device.
+            logits: Logits of the model, floating point [batch, tokens, vocabulary].
+            reference_logits: Logits of the reference, same shape, on any device.
             tokens: int64 [batch, tokens]; each but the first is a target.
             mask: [batch, tokens], nonzero where there is a token and not padding; all tokens count if None.
 
@@ -178,7 +178,7 @@ def text_windows(
     """Cuts a text into windows of tokens that do not overlap.
 
     Args:
-        tokenizer: Of transformers.
+        tokenizer: A tokenizer of transformers.
         text: A text, or the path of a text file in UTF-8 as a `pathlib.Path`.
         window: Tokens of a window.
         tokens: Tokens of all windows together, the first ones of the text; all of them if None.

@@ -22,11 +22,11 @@ class LayerError:
     Errors are relative, `||y' - y|| / ||y||` over all rows and output features, with the output `y` of the float layer.
 
     Attributes:
-        name: Of the layer.
+        name: The layer's name in its model.
         block: Name of the transformer layer it is in: `"model.layers.3"`.
         kind: What it is in it: `"mlp.down_proj"`.
-        error: Of the int8 layer.
-        weights: Of the int8 weight with the input as it is.
+        error: Error of the int8 layer.
+        weights: Error of the int8 weight with the input as it is.
         activations: What quantizing the input adds: the distance between those two outputs, over `||y||`.
         kl: KL(float model || float model with only this layer in int8), in nats per token, or None if not asked for.
     """

@@ -37,7 +37,7 @@ class OutlierColumn:
         layers: Share of the transformer layers with an outlier in the column, 0 to 1; for the column of one input,
             1.
         positions: Share of the positions (tokens) with an outlier in the column, 0 to 1.
-        quartiles: Of the outlier values: 25, 50 and 75 %, signed, in the unit of the threshold.
+        quartiles: Quartiles of the outlier values: 25, 50 and 75 %, signed, in the unit of the threshold.
         one_sided: Whether all outlier values have the same sign.
         largest: Largest magnitude, in the unit of the threshold.
     """
@@ -55,7 +55,7 @@ class InputOutliers:
     """The outliers in the input of a linear layer, or of several layers that get the very same input.
 
     Attributes:
-        names: Of the layers.
+        names: Names of the layers.
         block: Name of the transformer layer they are in: `"model.layers.3"`.
         kind: What they are in it: `"self_attn.q_proj/k_proj/v_proj"`.
         width: Number of columns.

@@ -60,7 +60,7 @@ def plant_outliers(
         model: A float model in evaluation mode, in fp32 or fp64.
         columns: How many of the K features, chosen at random and the same in all norms of that K; or which ones.
         factor: Smallest and largest factor, which are drawn uniformly for each norm and column.
-        seed: Of the columns, factors and norms.
+        seed: Seed of the columns, factors and norms.
         layers: Share of the norms to plant in, in (0, 1], at least one; all if None.
         batch: Keywords of a small forward pass that reaches every part of the model; those that transformers has for
             it (`dummy_inputs`) if None.

@@ -25,8 +25,8 @@ def plot_outliers(report: OutlierReport, path: str | os.PathLike[str]) -> Path:
     """Draws where the outliers of a model are: columns per layer, and the most frequent features over the layers.
 
     Args:
-        report: Of `outlier_report`.
-        path: Of a .png or .svg file, in a folder that exists; overwritten.
+        report: What `outlier_report` returned.
+        path: A .png or .svg file, in a folder that exists; overwritten.
 
     Returns:
         The path.
@@ -62,8 +62,8 @@ def plot_layer_errors(errors: Sequence[LayerError], path: str | os.PathLike[str]
     The effect on KL is a third panel if it was measured.
 
     Args:
-        errors: Of `layer_errors`.
-        path: Of a .png or .svg file, in a folder that exists; overwritten.
+        errors: What `layer_errors` returned.
+        path: A .png or .svg file, in a folder that exists; overwritten.
 
     Returns:
         The path.

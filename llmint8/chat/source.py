@@ -15,7 +15,7 @@ class Sampling:
         temperature: 0 takes the most likely token.
         top_p: Smallest share of the probability that the tokens to choose from have together.
         max_tokens: Most tokens of an answer.
-        seed: Of the random numbers of each answer.
+        seed: Seed of the random numbers of each answer.
     """
 
     temperature: float | None = None
@@ -60,8 +60,8 @@ class Statistics:
     """What is known of an answer when it has ended.
 
     Attributes:
-        prompt_tokens: Of the whole conversation; None if the server does not say.
-        tokens: Of the answer.
+        prompt_tokens: Tokens of the whole conversation; None if the server does not say.
+        tokens: Tokens of the answer.
         first: Seconds to the first token.
         seconds: To the last one.
         truncated: Whether the answer ended because it was long enough.

@@ -52,7 +52,7 @@ def check_folder(folder: Path, variant: str | None = None, use_safetensors: bool
     """Checks that a local checkpoint is whole before anything is loaded from it.
 
     Args:
-        folder: Of the checkpoint.
+        folder: Folder of the checkpoint.
         variant: As in `from_pretrained`: `model.<variant>.safetensors`.
         use_safetensors: False allows pickle files, which can run code when they are loaded.
 
@@ -84,7 +84,7 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     """Returns the safetensors files that transformers loads from a folder; none if it has none by their usual names.
 
     Args:
-        folder: Of a checkpoint.
+        folder: Folder of a checkpoint.
         variant: As in `from_pretrained`.
 
     Raises:

@@ -61,7 +61,7 @@ def merged_settings(stored: Int8Config, config: Any, settings: dict[str, Any]) -
     """Returns the stored settings with the runtime ones replaced by those that were asked for.
 
     Args:
-        stored: Of the checkpoint.
+        stored: Settings that the checkpoint stores.
         config: Settings that were given as a whole, or None.
         settings: Settings that were given one by one.
 

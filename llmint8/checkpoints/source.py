@@ -79,7 +79,7 @@ def read_config(path: str, kwargs: dict[str, Any]) -> Any:
 
     Args:
         path: A folder, a `config.json`, or a name on the hub.
-        kwargs: Of `from_pretrained`; a `config` among them is what is used.
+        kwargs: Keywords of `from_pretrained`; a `config` among them is what is used.
 
     Returns:
         A transformers configuration; None for a folder with only an adapter.
@@ -107,7 +107,7 @@ def stored_quantization(config: Any) -> dict[str, Any] | None:
     """Returns the quantization that a checkpoint was saved with, as transformers looks for it; None if it has none.
 
     Args:
-        config: Of transformers.
+        config: A transformers configuration.
     """
     stored = getattr(config, "quantization_config", None)
     if stored is None and config is not None:

@@ -51,7 +51,7 @@ def load(
     Args:
         name: A folder, or a name on the hub.
         int8: Whether in 8 bit.
-        dtype: Of what is not int8; that of the checkpoint if None.
+        dtype: Dtype of what is not int8; that of the checkpoint if None.
         trust_remote_code: Whether code that comes with the model may run.
         config: How it is quantized, if it is not already.
         causal: Whether it must be one that says what the next token is.

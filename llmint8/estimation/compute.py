@@ -46,7 +46,7 @@ def estimate(
         config: Settings; those of an int8 checkpoint, or the default ones, if None.
         context: Tokens of a sequence; 4096, or as many as the model was made for if that is less, if None.
         batch: Sequences.
-        dtype: Of activations and of what is not int8; that of the checkpoint if None.
+        dtype: Dtype of activations and of what is not int8; that of the checkpoint if None.
         device: Where it is to run, `"cuda"` or `"cpu"`: their operators have workspaces of different sizes. On a GPU
             that is the one here or, without one, one of compute capability 8.0; each of `cards` counts its own.
         auto_class: As in `from_pretrained`.

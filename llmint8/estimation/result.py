@@ -12,9 +12,9 @@ class Part:
     """Tensors that are not int8, of all layers together.
 
     Attributes:
-        name: Of the tensor, with `*` for the number of the layer: `model.layers.*.input_layernorm.weight`.
+        name: Name of the tensor, with `*` for the number of the layer: `model.layers.*.input_layernorm.weight`.
         dtype: As torch writes it: `"bfloat16"`.
-        bytes: Of all of them.
+        bytes: Bytes of all of them.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Estimate:
     Attributes:
         model: What was asked for.
         architecture: Class of the model.
-        dtype: Of activations, of the cache and of what is not int8.
+        dtype: Dtype of activations, of the cache and of what is not int8.
         device: Kind of device that workspaces are for, `"cuda"` or `"cpu"`.
         context: Tokens of a sequence.
         batch: Sequences.

@@ -40,7 +40,7 @@ def largest_float_weight(model: nn.Module, dtype: torch.dtype) -> int:
 
     Args:
         model: With int8 layers.
-        dtype: Of the float weights.
+        dtype: Dtype of the float weights.
     """
     sizes = (layer.weight.numel() for _, layer in int8_layers(model))
     return max(sizes, default=0) * dtype.itemsize

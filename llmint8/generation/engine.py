@@ -49,7 +49,7 @@ class Answer:
 
     Attributes:
         prompt: Its tokens.
-        max_tokens: Of the answer.
+        max_tokens: Most tokens of the answer.
         end: Tokens that end an answer.
         make_sampler: Makes what chooses the tokens, in the engine's thread.
         text: Makes text of them.
@@ -104,7 +104,7 @@ class Engine:
         """Starts the thread.
 
         Args:
-            model: Of transformers.
+            model: A transformers model.
             tokenizer: A fast one of transformers.
             slots: Answers that are generated at the same time; None for as many as there are rows in a step, and 32
                 at most.

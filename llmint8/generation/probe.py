@@ -23,8 +23,8 @@ def find_fault(model: Any, cache_name: str) -> str | None:
     """Decodes two sequences of different lengths, each alone and both together.
 
     Args:
-        model: Of transformers, for which `ragged_batch.can_batch` and `ragged_batch.enable` have been called.
-        cache_name: Of the argument that takes the cache.
+        model: A transformers model, for which `ragged_batch.can_batch` and `ragged_batch.enable` have been called.
+        cache_name: Name of the argument that takes the cache.
 
     Returns:
         Why they cannot be decoded together; None if they can.
@@ -67,8 +67,8 @@ def reads_pieces(model: Any, cache_name: str) -> bool:
     """Reads a prompt at once and in pieces, and tells whether the end is the same.
 
     Args:
-        model: Of transformers, for which `find_fault` has found none.
-        cache_name: Of the argument that takes the cache.
+        model: A transformers model, for which `find_fault` has found none.
+        cache_name: Name of the argument that takes the cache.
     """
     config = model.config.get_text_config(decoder=True)
     first, length = _PIECES[0], sum(_PIECES)

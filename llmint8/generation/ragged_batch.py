@@ -29,7 +29,8 @@ class RaggedCache(Cache):
         """Shows caches of one sequence each as one.
 
         Args:
-            caches: Of each row; all have a token already, and get others only from here as long as this is used.
+            caches: The cache of each row; all have a token already, and get others only from here as long as this is
+                used.
         """
         super().__init__(layers=[])
         self.caches = caches
@@ -43,7 +44,7 @@ class RaggedCache(Cache):
         Args:
             key_states: [B, heads, 1, depth], or [1, heads, M, depth].
             value_states: As `key_states`.
-            layer_idx: Of the layer.
+            layer_idx: Number of the layer.
             *args: Passed on.
             **kwargs: Passed on.
 
@@ -94,7 +95,7 @@ def save(cache: DynamicCache) -> list[dict[str, Any] | None]:
     """Returns what `restore` needs of the layers that do not keep all tokens.
 
     Args:
-        cache: Of one sequence.
+        cache: The cache of one sequence.
     """
     return [None if type(layer) is DynamicLayer else dict(vars(layer)) for layer in cache.layers]
 
@@ -103,8 +104,8 @@ def restore(cache: DynamicCache, saved: list[dict[str, Any] | None], length: int
     """Takes back what a step has done before it failed.
 
     Args:
-        cache: Of one sequence.
-        saved: Of `save` before the step.
+        cache: The cache of one sequence.
+        saved: What `save` returned before the step.
         length: Tokens that there were.
     """
     for layer, state in zip(cache.layers, saved, strict=True):
@@ -161,7 +162,7 @@ def can_batch(model: nn.Module) -> bool:
     What a model does with its cache besides, only trying it tells: `probe.find_fault`.
 
     Args:
-        model: Of transformers.
+        model: A transformers model.
     """
     config: Any = model.config
     if config._attn_implementation != "sdpa" or getattr(model, "_is_stateful", False):
@@ -185,7 +186,7 @@ def can_read_pieces(model: nn.Module) -> bool:
     """Whether prompts of a model that can be batched might be read in pieces: all its layers keep all tokens.
 
     Args:
-        model: Of transformers.
+        model: A transformers model.
     """
     config: Any = model.config
     return _has_layers(config.get_text_config(decoder=True), DynamicLayer)

@@ -47,10 +47,10 @@ class Sampler:
         """Prepares what transformers does to the logits for such a configuration.
 
         Args:
-            model: Of transformers.
-            config: Of this sequence.
+            model: A transformers model.
+            config: How this sequence is generated.
             prompt: Its tokens.
-            seed: Of its random numbers; None for others each time.
+            seed: Seed of its random numbers; None for others each time.
             penalties: Frequency and presence.
         """
         model._prepare_special_tokens(config, True, device=model.device)

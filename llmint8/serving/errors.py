@@ -20,7 +20,7 @@ class APIError(Exception):
         """Keeps what will be sent.
 
         Args:
-            status: Of HTTP.
+            status: HTTP status.
             message: What was wrong and what to do.
             param: The field of the request that was wrong.
             code: A word for programs.
@@ -63,7 +63,7 @@ def handle_errors(app: FastAPI) -> None:
     """Has an application answer with such errors, whatever goes wrong.
 
     Args:
-        app: Of FastAPI.
+        app: A FastAPI application.
     """
 
     async def ours(request: Request, error: Any) -> JSONResponse:

@@ -38,7 +38,7 @@ class Gate:
             app: What is behind.
             settings: Key and limits.
             guarded: Whether a path is of the API.
-            lifecycle: Of the server.
+            lifecycle: The server's lifecycle.
             done: Called with each request of the API once it is over.
         """
         self.app, self.settings = app, settings

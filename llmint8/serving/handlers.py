@@ -208,7 +208,7 @@ class ChatHandler(_Handler, ChatCompletionHandler):
 
         Args:
             body: From JSON.
-            request_id: Of the answer.
+            request_id: Id of the answer.
 
         Raises:
             APIError: Something is wrong with the request, or there is no room for it.
@@ -262,7 +262,7 @@ class TextHandler(_Handler, CompletionHandler):
 
         Args:
             body: From JSON.
-            request_id: Of the answer.
+            request_id: Id of the answer.
 
         Raises:
             APIError: Something is wrong with the request, or there is no room for it.

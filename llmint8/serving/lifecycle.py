@@ -55,7 +55,7 @@ def expire(limit: asyncio.Timeout) -> None:
     """Has a time limit expire now.
 
     Args:
-        limit: Of `asyncio.timeout`, entered.
+        limit: An `asyncio.timeout`, entered.
     """
     if not limit.expired():  # as it may have just now
         limit.reschedule(asyncio.get_running_loop().time())

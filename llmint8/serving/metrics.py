@@ -39,7 +39,7 @@ class Metrics:
         """Counts a request that is over.
 
         Args:
-            record: Of the request.
+            record: What is known of the request.
         """
         path = record.path if record.path in self._paths else "other"
         self._requests.labels(path, record.status).inc()

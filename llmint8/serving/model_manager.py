@@ -33,7 +33,7 @@ class Int8ModelManager(ModelManager):
             model: A folder, or a name on the Hugging Face hub.
             name: That clients call it by; that of its folder, or on the hub, if None.
             device: auto, cpu, cuda, ...
-            dtype: Of what is not int8, as torch names it; auto for the checkpoint's.
+            dtype: Dtype of what is not int8, as torch names it; auto for the checkpoint's.
             trust_remote_code: Run code that comes with the model.
             **settings: Of `llmint8.Int8Config`.
 

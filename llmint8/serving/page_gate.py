@@ -24,7 +24,7 @@ class PageGate:
         Args:
             app: What is behind.
             max_body: Most bytes of a request.
-            lifecycle: Of the server.
+            lifecycle: The server's lifecycle.
         """
         self.app, self.max_body, self._lifecycle = app, max_body, lifecycle
 

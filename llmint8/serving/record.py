@@ -13,11 +13,11 @@ class Record:
 
     Attributes:
         id: Its own, also in the answer.
-        method: Of HTTP.
+        method: HTTP method.
         path: Without the query.
         client: The address that it came from.
-        start: Of `time.perf_counter`.
-        status: Of the response; 499 if the client hung up before one was sent, as nginx logs it.
+        start: Time of its start, of `time.perf_counter`.
+        status: HTTP status of the response; 499 if the client hung up before one was sent, as nginx logs it.
         answer: What is generated for it.
         gone: Whether the client has hung up.
     """

@@ -18,7 +18,7 @@ class Body:
         """Nothing has been read.
 
         Args:
-            receive: Of the request.
+            receive: The ASGI callable that gives what comes.
         """
         self._receive = receive
         self.ended = False
@@ -37,8 +37,8 @@ async def refuse(error: APIError, body: Body, send: Send) -> None:
 
     Args:
         error: What was wrong.
-        body: Of the request.
-        send: Of the request.
+        body: Body of the request.
+        send: The ASGI callable that sends.
     """
     response = error.response()
     response.headers["connection"] = "close"  # there may be more

@@ -12,7 +12,7 @@ def write(record: Record) -> None:
     """Writes the line of a request that is over to stderr.
 
     Args:
-        record: Of the request.
+        record: What is known of the request.
     """
     now = time.perf_counter()
     line: dict[str, object] = {

@@ -113,7 +113,7 @@ def check(kind: type[Checked], body: dict[str, Any]) -> Checked:
     """Returns a request whose fields are in order; unknown ones are left out.
 
     Args:
-        kind: Of request.
+        kind: The class of the request.
         body: From JSON.
 
     Raises:

@@ -22,7 +22,7 @@ class Server(uvicorn.Server):
         """Prepares a server.
 
         Args:
-            app: Of `create_app`.
+            app: What `create_app` returned.
             shutdown_seconds: That answers have to end.
             ready: A line to print once requests are taken.
         """
@@ -120,8 +120,8 @@ def run(app: FastAPI, listener: socket.socket, shutdown_seconds: int) -> None:
     """Serves until a signal says to stop.
 
     Args:
-        app: Of `create_app`.
-        listener: Of `bind`.
+        app: What `create_app` returned.
+        listener: What `bind` returned.
         shutdown_seconds: That answers have to end.
     """
     ready = f"llmint8: {app.state.manager.name} is served at {url(listener)}"

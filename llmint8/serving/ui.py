@@ -42,9 +42,9 @@ def mount(app: FastAPI, info: dict[str, Any], address: str, settings: Settings) 
     Where the API has a key, the page asks for it: whoever can use the page can use the model.
 
     Args:
-        app: Of `create_app`.
-        info: Of `info`.
-        address: Of the API, as its clients on this machine write it.
+        app: What `create_app` returned.
+        info: What `info` returned.
+        address: Address of the API, as its clients on this machine write it.
         settings: Key and limits of the server.
 
     Returns:
@@ -82,7 +82,7 @@ def page(info: dict[str, Any], address: str, settings: Settings) -> "gradio.Bloc
 
     Args:
         info: What the server says of its model.
-        address: Of its API.
+        address: Address of its API.
         settings: Its key and limits.
     """
     import gradio

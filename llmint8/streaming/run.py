@@ -47,10 +47,10 @@ class QuantizedCheckpoint:
     """What was written.
 
     Attributes:
-        folder: Of the int8 checkpoint.
+        folder: Folder of the int8 checkpoint.
         layers: Number of int8 layers.
-        bytes: Of its weights.
-        source_bytes: Of the weights it was made from.
+        bytes: Bytes of its weights.
+        source_bytes: Bytes of the weights it was made from.
     """
 
     folder: Path
@@ -83,7 +83,7 @@ def quantize_checkpoint(
         source: The folder of a checkpoint in fp16, bf16 or fp32 (safetensors), or a name on the Hugging Face hub.
         target: Folder to write, which is new or empty.
         config: Settings; the default ones if None.
-        dtype: Of what is not int8; that of the checkpoint if None.
+        dtype: Dtype of what is not int8; that of the checkpoint if None.
         max_shard_size: Largest size of a file, in bytes or as `"5GB"`; a larger tensor has a file of its own.
         overwrite: Replaces a checkpoint that is in `target`, with its tokenizer and the like; other files stay.
         auto_class: The class of the model, as in `from_pretrained`.

@@ -38,8 +38,8 @@ class Shard:
     """A file whose tensors are known beforehand and come in any order. It has its name once `close` has succeeded.
 
     Attributes:
-        names: Of the tensors.
-        size: Of the file, in bytes.
+        names: Names of the tensors.
+        size: Size of the file, in bytes.
     """
 
     def __init__(self, file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -96,7 +96,7 @@ class Shard:
 
         Args:
             name: One of those announced.
-            tensor: Of the shape and dtype announced.
+            tensor: A tensor of the shape and dtype announced.
 
         Raises:
             OSError: It cannot be written, for want of space, say.

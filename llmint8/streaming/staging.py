@@ -41,7 +41,7 @@ def staging(folder: Path, plan: Mapping[str, Any]) -> Iterator[Path]:
     with the same plan goes on with it.
 
     Args:
-        folder: Of the checkpoint.
+        folder: Folder of the checkpoint.
         plan: What the files depend on, as JSON values: files of another plan are removed.
 
     Raises:

@@ -135,7 +135,7 @@ class ReadScale(ConversionOps):
     """Turns the tensors that a format stores for a scale into ours ([N, 1]).
 
     Args:
-        format: Of the checkpoint.
+        format: Format of the checkpoint.
     """
 
     def __init__(self, format: Format) -> None:
@@ -160,7 +160,7 @@ class WriteScale(ConversionOps):
     """Turns our scale into the tensors that a format stores.
 
     Args:
-        format: Of the checkpoint.
+        format: Format of the checkpoint.
     """
 
     supports_many_to_many = True

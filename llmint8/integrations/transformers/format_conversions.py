@@ -20,7 +20,7 @@ def loading_conversions(
     """Returns the conversions from the tensors of an int8 checkpoint to those of a model.
 
     Args:
-        format: Of the checkpoint.
+        format: Format of the checkpoint.
         tensors: What it holds.
         conversions: transformers' own, whose renamings come first.
     """
@@ -33,7 +33,7 @@ def saving_conversions(format: Format, model: PreTrainedModel) -> list[WeightCon
     """Returns the conversions whose reverse makes the tensors of an int8 checkpoint.
 
     Args:
-        format: Of the checkpoint.
+        format: Format of the checkpoint.
         model: With int8 layers.
     """
     flat = flat_weights.saving_conversions(model) if format.flat_weights else []

@@ -32,8 +32,8 @@ def room_for_one(cache: Any, index: int, like: Tensor) -> Room | None:
     """Returns the buffer of a layer, with room for one more token; None if the cache is of another kind, or empty.
 
     Args:
-        cache: Of transformers.
-        index: Of the layer.
+        cache: A cache of transformers.
+        index: Number of the layer.
         like: [batch, ...], whose batch and dtype the cache must have.
     """
     layer = _plain_layer(cache, index)
@@ -46,10 +46,10 @@ def update(cache: Any, keys: Tensor, values: Tensor, index: int, kwargs: dict[st
     """Adds the keys and values of new tokens to a cache, as `cache.update` does.
 
     Args:
-        cache: Of transformers.
+        cache: A cache of transformers.
         keys: [batch, heads, M, depth].
         values: As `keys`.
-        index: Of the layer.
+        index: Number of the layer.
         kwargs: For `cache.update`, which adds to caches of other kinds.
 
     Returns:
