@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmint8.analysis.comparison import Totals, run, token_inputs, tracked
-from llmint8.analysis.outlier_report import block_and_kind, counted_rows, padding_mask, watching
+from llmint8.analysis.outlier_report import block_and_kind, calling, counted_rows, padding_mask
 from llmint8.config import Int8Config
 from llmint8.nn import Int8Linear
 from llmint8.nn.forms import int8_form, is_int8
@@ -103,11 +103,11 @@ def layer_errors(
         for batch in tracked(batches, "Measuring layers", progress and not effect_on_kl):
             mask = padding_mask(reference, batch)
             inputs = token_inputs(batch) if effect_on_kl else batch
-            with watching(floats, measure):
+            with calling(floats, measure):
                 output = run(reference, inputs)
             if effect_on_kl:
                 for name in tracked(layers, "Effect on KL", progress):
-                    with watching({name: floats[name]}, replace):
+                    with calling({name: floats[name]}, replace):
                         logits = run(reference, inputs).logits
                     totals[name].add(logits, output.logits, inputs["input_ids"], inputs.get("attention_mask"))
     reached = [name for name in layers if name in squares]

@@ -208,7 +208,7 @@ def outlier_report(
         found.add(counted_rows(x.detach(), mask), threshold, relative)
         last[:] = [(x, found)]
 
-    with watching(layers, observe, before=True), torch.no_grad():
+    with calling(layers, observe, before=True), torch.no_grad():
         for batch in tracked(batches, "Looking for outliers", progress):
             mask = padding_mask(model, batch)
             run(model, batch)
@@ -392,7 +392,7 @@ def block_and_kind(name: str) -> tuple[str, str]:
 
 
 @contextmanager
-def watching(layers: Mapping[str, nn.Module], function: Callable[..., Any], before: bool = False) -> Iterator[None]:
+def calling(layers: Mapping[str, nn.Module], function: Callable[..., Any], before: bool = False) -> Iterator[None]:
     """Calls a function at each call of some layers; what it returns replaces their input or output, if not None.
 
     Args:

@@ -142,7 +142,7 @@ def taking_lists(attention: Callable[..., Any]) -> Callable[..., Any]:
             return torch.cat([attention(module, *row, mask, *args, **kwargs)[0] for row in rows]), None
         return torch.cat([ops.attention(*row, scale, pieces) for row in rows]), None
 
-    sdpa.is_ours = getattr(attention, "is_ours", False)  # type: ignore[attr-defined]
+    sdpa.uses_native_kernel = getattr(attention, "uses_native_kernel", False)  # type: ignore[attr-defined]
     return sdpa
 
 
@@ -151,7 +151,7 @@ def _is_native(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, opt
     return (
         ops.is_on_cpu(query)
         and not options.get("dropout")
-        and native_attention.is_ours(module)
+        and native_attention.has_int8_projection(module)
         and not native_attention.needs_more(query, key, value, options)
     )
 

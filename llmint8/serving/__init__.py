@@ -1,4 +1,4 @@
-"""A server with OpenAI's API, made of transformers' own: `llmint8 serve`.
+"""A server with OpenAI's API: `llmint8 serve`. Routes and the reading of requests are transformers', the rest is ours.
 
     manager = Int8ModelManager("path/of/a/model")
     app = create_app(manager, Settings(api_key="..."))

@@ -1,4 +1,4 @@
-"""The application: transformers' own, with one model, our engine, and what stands before it."""
+"""The application: routes of transformers' server, with one model, our engine and handlers, and a gate before them."""
 
 from typing import Any
 

@@ -15,7 +15,8 @@ from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.utils import BaseHandler, Modality
 
-from llmint8.generation.engine import Answer, Engine
+from llmint8.generation.answer import Answer
+from llmint8.generation.engine import Engine
 from llmint8.serving.errors import APIError, cut, stopping
 from llmint8.serving.lifecycle import Lifecycle
 from llmint8.serving.model_manager import Int8ModelManager

@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llmint8.generation.engine import ClosedError, Engine, QueueFullError
+from llmint8.generation.answer import ClosedError, QueueFullError
+from llmint8.generation.engine import Engine
 from llmint8.serving.errors import APIError, stopping
 
 _AT_A_TIME = 2

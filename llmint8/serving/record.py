@@ -4,7 +4,7 @@ import contextvars
 import time
 from dataclasses import dataclass, field
 
-from llmint8.generation.engine import Answer
+from llmint8.generation.answer import Answer
 
 
 @dataclass(eq=False)

@@ -11,7 +11,8 @@ import pytest
 import torch
 import transformers
 
-from llmint8.generation.engine import Answer, Engine
+from llmint8.generation.answer import Answer
+from llmint8.generation.engine import Engine
 from llmint8.generation.sampling import Sampler
 from llmint8.kernels import backend
 

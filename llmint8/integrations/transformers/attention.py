@@ -17,7 +17,7 @@ from llmint8.nn import Int8Linear
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 
 
-def faster(attention: Attention) -> Attention:
+def with_native_kernel(attention: Attention) -> Attention:
     """Wraps transformers' SDPA attention.
 
     Args:
@@ -36,7 +36,7 @@ def faster(attention: Attention) -> Attention:
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         plain = attention_mask is None and not dropout and ops.is_on_cpu(query)
-        if not (plain and is_ours(module)) or needs_more(query, key, value, kwargs):
+        if not (plain and has_int8_projection(module)) or needs_more(query, key, value, kwargs):
             return attention(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         queries = query.shape[2]
@@ -49,16 +49,16 @@ def faster(attention: Attention) -> Attention:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return ops.attention(query, key, value, scale, bool(causal)), None
 
-    sdpa_or_native.is_ours = True  # type: ignore[attr-defined]
+    sdpa_or_native.uses_native_kernel = True  # type: ignore[attr-defined]
     return sdpa_or_native
 
 
-def is_faster(attention: Attention) -> bool:
-    """Whether an attention is what `faster` returns, and not one that somebody has registered since."""
-    return getattr(attention, "is_ours", False)
+def uses_native_kernel(attention: Attention) -> bool:
+    """Whether an attention is what `with_native_kernel` returns, and not one that somebody has registered since."""
+    return getattr(attention, "uses_native_kernel", False)
 
 
-def is_ours(module: nn.Module) -> bool:
+def has_int8_projection(module: nn.Module) -> bool:
     """Whether a module has an int8 projection."""
     return any(isinstance(child, Int8Linear) for child in module._modules.values())
 

@@ -198,9 +198,9 @@ def _put_sdpa(function: Any) -> None:
 
 
 def _native_sdpa(original: Any) -> Any:
-    from llmint8.integrations.transformers.attention import faster
+    from llmint8.integrations.transformers.attention import with_native_kernel
 
-    return faster(original)
+    return with_native_kernel(original)
 
 
 def _ragged_sdpa(original: Any) -> Any:

@@ -41,7 +41,7 @@ def test_logits_are_those_of_transformers(
     model = llmint8.from_pretrained(make_checkpoint(architecture), mode="none", budget=None)
     logits = run_model(model)
     assert len(calls) == 2
-    monkeypatch.setattr(attention, "is_ours", lambda module: False)
+    monkeypatch.setattr(attention, "has_int8_projection", lambda module: False)
     torch.testing.assert_close(run_model(model), logits, rtol=0, atol=0.05)
     assert len(calls) == 2
 
@@ -54,7 +54,7 @@ def test_generation_is_that_of_transformers(
     unfuse(model)
     ours = model.generate(TOKENS, **options)
     assert {shape[2] for shape in calls} == {20, 1}
-    monkeypatch.setattr(attention, "is_ours", lambda module: False)
+    monkeypatch.setattr(attention, "has_int8_projection", lambda module: False)
     assert torch.equal(model.generate(TOKENS, **options), ours)
 
 

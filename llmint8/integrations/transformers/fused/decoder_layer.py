@@ -8,7 +8,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llmint8 import ops
 from llmint8.integrations.transformers import kv_cache
-from llmint8.integrations.transformers.attention import asks_for_more, is_faster
+from llmint8.integrations.transformers.attention import asks_for_more, uses_native_kernel
 from llmint8.integrations.transformers.fused.conditions import have_hooks, is_fused, reads_input_as_it_is, runs_fused
 from llmint8.integrations.transformers.fused.fused_module import FusedModule
 from llmint8.integrations.transformers.fused.gated_mlp import activation_name
@@ -53,7 +53,7 @@ class FusedDecoderLayer(FusedModule):
             and position_embeddings is not None
             and cache is not None
             and not self.is_patched()
-            and is_faster(ALL_ATTENTION_FUNCTIONS["sdpa"])
+            and uses_native_kernel(ALL_ATTENTION_FUNCTIONS["sdpa"])
             and not asks_for_more(kwargs)
             and runs_fused(hidden_states)
             and (parts := _parts(self, hidden_states.dtype)) is not None
