@@ -46,7 +46,7 @@ class Arena {
   }
 
   // Gives back the pages that nothing else is on.
-  static void give_back(void* data, int64_t bytes) {
+  static void release(void* data, int64_t bytes) {
     const int64_t address = reinterpret_cast<int64_t>(data);
     const int64_t first = (address + PAGE - 1) / PAGE * PAGE, last = (address + bytes) / PAGE * PAGE;
     if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
@@ -78,7 +78,7 @@ at::Tensor empty_weight(int64_t n, int64_t k) {
   }
   if (data == nullptr) return at::empty({n, k}, at::kChar);
   return at::from_blob(
-      data, {n, k}, [arena, bytes](void* pointer) { Arena::give_back(pointer, bytes); }, at::kChar);
+      data, {n, k}, [arena, bytes](void* pointer) { Arena::release(pointer, bytes); }, at::kChar);
 }
 
 #else
