@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from llmint8._version import __version__
-from llmint8.integrations.transformers import register as _register
+from llmint8.integrations.registration import register as _register
 
 if TYPE_CHECKING:
     from llmint8.calibration import calibrate

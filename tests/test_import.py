@@ -4,6 +4,8 @@ import statistics
 import subprocess
 import sys
 
+import pytest
+
 
 def python(code: str) -> str:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -53,6 +55,26 @@ def test_every_name_and_module_is_there() -> None:
         "print(llmint8.functional.__name__, llmint8.quantize.__name__, hasattr(llmint8, 'nothing'))"
     )
     assert python(code) == "llmint8.functional llmint8.quantize False"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "functional",
+        "kernels.reference.int8_linear",
+        "integrations.patches",
+        "integrations.transformers.fused",
+        "integrations.transformers.quantizer",
+        "integrations.transformers.saving",
+    ],
+)
+def test_a_module_can_be_imported_before_torch_and_transformers(module: str) -> None:
+    use = "import torch; print(torch.ops.llmint8.rotate.default.name())"
+    assert python(f"import llmint8.{module}; {use}") == "llmint8::rotate"
+
+
+def test_a_module_is_there_without_an_import() -> None:
+    assert python("import llmint8; print(llmint8.functional.INT8_MAX)") == "127"
 
 
 def test_registers_whenever_transformers_is_imported() -> None:

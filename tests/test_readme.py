@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from llmint8.cli.main import make_app
-from llmint8.integrations.transformers.patches import PATCHES
+from llmint8.integrations.patches import PATCHES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -9,11 +9,12 @@ def int8_linear_grad_input(grad: Tensor, weight: Tensor, weight_scale: Tensor) -
     """Returns `functional.weight_only_grad_input`; its many small blocks would each be several launches here.
 
     Args:
-        grad: fp16, bf16 or fp32 [M, N].
-        weight: int8 [N, K], N and K at least 1.
+        grad: fp16, bf16 or fp32 [M, N]; others are not taken.
+        weight: int8 [N, K], N and K at least 1; others are not taken.
         weight_scale: fp32 [N, 1].
 
     Returns:
         [M, K], dtype of `grad`.
     """
-    return grad @ dequantize_weight(weight, weight_scale, grad.dtype)
+    dequantized = dequantize_weight(weight, weight_scale, grad.dtype)
+    return NotImplemented if dequantized is NotImplemented else grad @ dequantized

@@ -7,7 +7,7 @@ import functools
 import json
 import re
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -183,9 +183,8 @@ class Tables:
                 "a table is empty, decode_rows is no number, or dequantize or int_mm is neither true nor false"
             )
 
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Reads what `to_json` wrote.
+    def updated_from_json(self, text: str) -> Self:
+        """Returns what `to_json` wrote; where it has no such field, as an older one, the one of these tables.
 
         Raises:
             ValueError: The text is something else.
@@ -195,7 +194,7 @@ class Tables:
             for name, table in fields.items():
                 if isinstance(table, list):
                     fields[name] = tuple((int(most), Tile(**tile)) for most, tile in table)
-            found = cls(**fields)
+            found = replace(self, **fields)
             found._check()
             return found
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -275,9 +274,10 @@ def _architecture(index: int) -> int | str:
 
 @functools.cache
 def _tables(architecture: int | str, index: int | None) -> Tables:
+    tables = built_in(architecture)
     if index is not None and (path := tuned_path(torch.cuda.get_device_name(index))).is_file():
         try:
-            return Tables.from_json(path.read_text(encoding="utf-8"))
+            return tables.updated_from_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
             warnings.warn(f"{path} is not used, delete it or tune again: {error}", stacklevel=2)
-    return built_in(architecture)
+    return tables

@@ -7,6 +7,7 @@ import argparse
 import os
 import statistics
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -85,11 +86,12 @@ def tune(shapes: Iterable[tuple[int, int]], device: torch.device, report: Callab
             chosen.append((most, tile))
         return tuple(chosen)
 
-    return Tables(
-        built_in.mixed_linear and choose("mixed_linear", MIXED_ROWS, candidates(built_in.mixed_linear), _time_mixed),
-        choose("weight_only_linear", WEIGHT_ONLY_ROWS, candidates(built_in.weight_only_linear), _time_weight_only),
-        choose("one_row", ((tiles.ANY, 1),), ONE_ROW, _time_weight_only),
-        built_in.decode_rows,
+    mixed, weight_only = built_in.mixed_linear, built_in.weight_only_linear
+    return replace(
+        built_in,
+        mixed_linear=mixed and choose("mixed_linear", MIXED_ROWS, candidates(mixed), _time_mixed),
+        weight_only_linear=choose("weight_only_linear", WEIGHT_ONLY_ROWS, candidates(weight_only), _time_weight_only),
+        one_row=choose("one_row", ((tiles.ANY, 1),), ONE_ROW, _time_weight_only),
     )
 
 

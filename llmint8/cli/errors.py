@@ -19,7 +19,8 @@ import typer
 # Set to 1, it shows where an error for the user comes from, too.
 DEBUG_VARIABLE = "LLMINT8_DEBUG"
 
-_WRITTEN_FOR_USERS = frozenset({"llmint8", "transformers", "huggingface_hub", "accelerate"})
+# The last one is code that comes with a model.
+_WRITTEN_FOR_USERS = frozenset({"llmint8", "transformers", "huggingface_hub", "accelerate", "transformers_modules"})
 _RAISE = dis.opmap["RAISE_VARARGS"]
 
 
@@ -47,13 +48,18 @@ def is_for_the_user(error: Exception) -> bool:
         return False
     if isinstance(error, (OSError, UnicodeError, JSONDecodeError)):
         return True
-    if (
-        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    ):  # torch's, which is not imported here
+    if _is_out_of_memory(error):
         return True
     of_the_hub = type(error).__module__.startswith("huggingface_hub.")  # which checks configurations
     known = of_the_hub or isinstance(error, (ValueError, TypeError, ImportError, RuntimeError))
     return known and _is_raised_on_purpose(error.__traceback__)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, or PyTorch on any device, found no memory; PyTorch is not imported for it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _is_raised_on_purpose(trace: TracebackType | None) -> bool:

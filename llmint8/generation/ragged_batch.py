@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from llmint8 import ops
+from llmint8.integrations.patches import RAGGED_ATTENTION
 from llmint8.integrations.transformers import attention as native_attention
 from llmint8.integrations.transformers import kv_cache
-from llmint8.integrations.transformers.patches import RAGGED_ATTENTION
 
 
 class RaggedCache(Cache):

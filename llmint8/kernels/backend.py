@@ -34,7 +34,7 @@ class Backend:
         device_type: The kind of device that it is for, `"cpu"` or `"cuda"`; None for any.
         workspaces: The module whose `workspace(operator, args, architecture)` tells the bytes that its kernels take
             besides arguments and results, for estimates; None if nobody has written that down.
-        bound: Whether the kernels bind themselves to a dispatch key of PyTorch when they are loaded.
+        bound: Operators whose kernels bind themselves to a dispatch key of PyTorch when they are loaded.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Backend:
     modules: Mapping[str, str] = field(default_factory=dict)
     device_type: str | None = None
     workspaces: str | None = None
-    bound: bool = False
+    bound: frozenset[str] = frozenset()
 
     def workspace(self, operator: str, args: tuple[Any, ...], architecture: int | str | None) -> int:
         """Returns the most that an operator takes besides its arguments and results, in bytes; 0 if it is not known.
@@ -59,22 +59,28 @@ class Backend:
         module = importlib.import_module(self.workspaces)
         return module.workspace(operator, args, architecture)
 
-    def kernel(self, operator: str) -> Kernel | None:
-        """Returns the kernel for an operator; None if the backend has none.
+    def has(self, operator: str) -> bool:
+        """Whether it has a kernel for an operator; asked before `takes`, which may have to load the kernels.
 
         Args:
             operator: Its name without the namespace.
         """
-        return _kernel(self.name, self.modules.get(operator), self.bound, operator)
+        return operator in self.modules or operator in self.bound
+
+    def kernel(self, operator: str) -> Kernel:
+        """Returns the kernel for an operator that it has.
+
+        Args:
+            operator: Its name without the namespace.
+        """
+        if operator in self.bound:  # the operator itself: once they are loaded, the dispatcher knows the way
+            bound: Kernel = getattr(torch.ops.llmint8, operator).default
+            return bound
+        return _kernel(self.modules[operator], operator)
 
 
 @functools.cache
-def _kernel(backend: str, module: str | None, bound: bool, operator: str) -> Kernel | None:
-    if bound:  # the operator itself: the dispatcher knows the way now
-        has_one = torch._C._dispatch_has_kernel_for_dispatch_key(f"llmint8::{operator}", "CPU")
-        return getattr(torch.ops.llmint8, operator).default if has_one else None
-    if module is None:
-        return None
+def _kernel(module: str, operator: str) -> Kernel:
     kernel: Kernel = getattr(importlib.import_module(module), operator)
     return kernel
 
@@ -126,7 +132,19 @@ NATIVE = Backend(
     decode_rows=lambda device: DECODE_ROWS,
     device_type="cpu",
     workspaces="llmint8.kernels.cpu.workspace",
-    bound=True,
+    bound=frozenset(
+        {
+            "attention",
+            "decoder_layer",
+            "float_linear",
+            "gated_mlp",
+            "int8_linear",
+            "int8_linears",
+            "quantize_weight",
+            "rms_norm",
+            "rotate",
+        }
+    ),
 )
 CPU = Backend(
     "cpu",
@@ -152,9 +170,9 @@ def backend_of(device: torch.device | str) -> Backend:
     """Returns the backend whose int8 layers run on a device.
 
     Args:
-        device: Any kind; of a CPU, the native kernels are loaded now.
+        device: Any kind; `"cuda"` is the current one. Of a CPU, the native kernels are loaded now.
     """
-    where = torch.device(device)
+    where = _with_index(device)
     return next(backend for backend in BACKENDS if backend.takes_device(where))
 
 
@@ -166,4 +184,11 @@ def decode_rows(device: torch.device | str) -> int:
     Args:
         device: Any kind.
     """
-    return backend_of(device).decode_rows(torch.device(device))
+    where = _with_index(device)
+    return backend_of(where).decode_rows(where)
+
+
+def _with_index(device: torch.device | str) -> torch.device:
+    where = torch.device(device)
+    is_any_gpu = where.type == "cuda" and where.index is None and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if is_any_gpu else where

@@ -112,12 +112,21 @@ def _fake_gradient(grad: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor
     return grad.new_empty((*grad.shape[:-1], weight.shape[1]))
 
 
+# Functions of other modules are looked up when they are called: importing those modules may be what imports this one.
+def _fallback(*args: Any) -> Tensor:
+    return reference.int8_linear(*args)
+
+
+def _gradient_fallback(grad: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+    return functional.weight_only_grad_input(grad, weight, weight_scale)
+
+
 _int8_linear = define(
     "int8_linear",
     "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? outlier_columns, "
     + RULE_SCHEMA
     + ") -> Tensor",
-    fallback=reference.int8_linear,
+    fallback=_fallback,
     fake=_fake,
     around=_on_rows,
     gradient=Gradient(_save, _backward),
@@ -128,7 +137,7 @@ _call, _run = _int8_linear.call, _int8_linear.run
 _int8_linear_grad_input = define(
     "int8_linear_grad_input",
     "(Tensor grad, Tensor weight, Tensor weight_scale) -> Tensor",
-    fallback=functional.weight_only_grad_input,
+    fallback=_gradient_fallback,
     fake=_fake_gradient,
     around=_on_rows_of_gradient,
     one_by_one=True,

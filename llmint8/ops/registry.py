@@ -8,6 +8,7 @@ Beside each operator there is `<name>_fallback`: what the native kernels call fo
 operator with a gradient has `<name>_with_gradient`, too, by which native code reaches the gradient.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -73,24 +74,23 @@ def define(
     """
     overload: Callable[..., Any]
 
-    def compute(kernel: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        return kernel(*args) if around is None else around(kernel, *args)
-
     def run(*args: Any) -> Any:
         for kernels in backend.BACKENDS:
-            if kernels.takes(*args) and (kernel := kernels.kernel(name)) is not None:
-                result = kernel(*args) if kernels.bound else compute(kernel, args)
+            if kernels.has(name) and kernels.takes(*args):
+                kernel = kernels.kernel(name)
+                # Kernels that bind themselves are called as the operator, which checks the input.
+                result = kernel(*args) if kernels.bound else _compute(kernel, around, args)
                 if result is not NotImplemented:
                     return result
-        return compute(fallback, args)
+        return _compute(fallback, around, args)
 
-    def run_fallback(*args: Any) -> Any:  # asked by native kernels, so not of them
+    def run_fallback(*args: Any) -> Any:  # called by the kernels that bind themselves
         for kernels in backend.BACKENDS:
-            if not kernels.bound and kernels.takes(*args) and (kernel := kernels.kernel(name)) is not None:
-                result = compute(kernel, args)
+            if not kernels.bound and kernels.has(name) and kernels.takes(*args):
+                result = _compute(kernels.kernel(name), around, args)
                 if result is not NotImplemented:
                     return result
-        return compute(fallback, args)
+        return _compute(fallback, around, args)
 
     _define(name, schema, run, fake)
     _define(f"{name}_fallback", schema, run_fallback, fake)
@@ -104,6 +104,32 @@ def define(
     if one_by_one:
         torch.library.register_vmap(f"llmint8::{name}", _one_by_one(overload), lib=_library)
     return Operator(name, overload, run)
+
+
+class _NotTakenError(Exception):
+    """A kernel has returned `NotImplemented`."""
+
+
+def _compute(kernel: Callable[..., Any], around: Callable[..., Any] | None, args: tuple[Any, ...]) -> Any:
+    if around is None:
+        return kernel(*args)
+    try:
+        return around(_raising(kernel), *args)
+    except _NotTakenError:
+        return NotImplemented
+
+
+@functools.cache
+def _raising(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel that raises instead of returning `NotImplemented`, which `around` would take for a result."""
+
+    def call(*args: Any) -> Any:
+        result = kernel(*args)
+        if result is NotImplemented:
+            raise _NotTakenError
+        return result
+
+    return call
 
 
 def _define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:

@@ -32,15 +32,16 @@ class Int8ModelManager(ModelManager):
         Args:
             model: A folder, or a name on the Hugging Face hub.
             name: That clients call it by; that of its folder, or on the hub, if None.
-            device: auto, cpu, cuda, ...
+            device: auto, cpu, cuda, cuda:1, 1, ...
             dtype: Dtype of what is not int8, as torch names it; auto for the checkpoint's.
             trust_remote_code: Run code that comes with the model.
             **settings: Of `llmint8.Int8Config`.
 
         Raises:
-            ValueError: A setting is wrong, or the model has no fast tokenizer.
+            ValueError: A setting is wrong, the device is not there, or the model has no fast tokenizer.
             OSError: The model is not there, or is damaged.
         """
+        _check_device(device)
         self.path, self.settings = locate(model), settings
         folder = Path(self.path)
         self.name = name or (folder.resolve().name if folder.is_dir() else model)
@@ -99,6 +100,18 @@ class Int8ModelManager(ModelManager):
         int8 = sum(tensor.nbytes for tensor in tensors.values())
         saved = sum(_saved(m, self.model.dtype) for m in self.model.modules() if is_int8(m))
         return int8, int8 + saved
+
+
+def _check_device(device: str) -> None:
+    """Checks that something can be put on a device; PyTorch fails in many ways, after the weights have been read."""
+    if device in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return
+    try:
+        where = torch.device("cuda", int(device)) if device.isdigit() else torch.device(device)
+        torch.empty(1, device=where).tolist()
+    except Exception as error:
+        why = str(error).strip().partition("\n")[0]
+        raise ValueError(f"there is no device {device!r} here ({why}); cpu and auto always are") from error
 
 
 def _saved(layer: Int8Linear, dtype: torch.dtype) -> int:

@@ -53,7 +53,9 @@ def test_a_fault_shows_a_traceback(
         ("llmint8", "open('/nowhere/file')", "/nowhere/file"),
         ("somebody", "import json; json.loads('a')", "Expecting value"),
         ("somebody", "raise ConnectionError('nobody answers')", "nobody answers"),
+        ("transformers_modules", "raise ValueError('only for float')", "only for float"),
         ("somebody", "raise MemoryError('too large')", "too large"),
+        ("somebody", "import torch; torch.empty(1 << 60, dtype=torch.int8)", "allocate"),
         ("somebody", "import torch; raise torch.OutOfMemoryError('too large')", "too large"),
     ],
 )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from llmint8.kernels import backend
+from llmint8.kernels.cpu import native
 from llmint8.ops.registry import Gradient, Operator, define
 
 
@@ -17,7 +18,7 @@ def double(x: Tensor, times: int) -> Tensor:
 def check_times(kernel: Any, x: Tensor, times: int) -> Tensor:
     if times < 0:
         raise ValueError(f"times must be 0 or more, got {times}")
-    return kernel(x, times)
+    return kernel(x.flatten(), times).view(x.shape)
 
 
 def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -60,10 +61,11 @@ def test_the_first_backend_that_takes_a_call_runs_it(toy: Operator, monkeypatch:
     asked: list[str] = []
 
     class Toy(backend.Backend):
+        def has(self, operator: str) -> bool:
+            return operator == "toy_double" and self.name != "without"
+
         def kernel(self, operator: str) -> Any:
             asked.append(self.name)
-            if operator != "toy_double" or self.name == "without":
-                return None
             return lambda x, times: NotImplemented if self.name == "refuses" else x * 0
 
     def make(name: str, takes: bool = True) -> backend.Backend:
@@ -73,6 +75,21 @@ def test_the_first_backend_that_takes_a_call_runs_it(toy: Operator, monkeypatch:
     names = ("elsewhere", "without", "refuses")
     monkeypatch.setattr(backend, "BACKENDS", tuple(make(name, name != "elsewhere") for name in names))
     assert torch.equal(toy.run(x, 1), 2 * x)  # the fallback
-    assert asked == ["without", "refuses"]
+    assert asked == ["refuses"]
     monkeypatch.setattr(backend, "BACKENDS", (*backend.BACKENDS, make("last")))
     assert torch.equal(toy.run(x, 1), 0 * x)
+
+
+def test_the_native_kernels_bind_the_operators_that_are_listed() -> None:
+    if not native.load():
+        pytest.skip("there are no native kernels here")
+    names = [name.partition("::") for name in torch._C._dispatch_get_all_op_names()]
+    ours = {name for namespace, _, name in names if namespace == "llmint8" and not name.startswith("toy_")}
+    bound = {name for name in ours if torch._C._dispatch_has_kernel_for_dispatch_key(f"llmint8::{name}", "CPU")}
+    assert bound == backend.NATIVE.bound
+
+
+def test_an_operator_without_a_native_kernel_does_not_load_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "load", lambda: pytest.fail("the native kernels were loaded"))
+    codes, scale = torch.ones(2, 4, dtype=torch.int8), torch.ones(2, 1)
+    assert torch.equal(torch.ops.llmint8.dequantize_weight(codes, scale, torch.float32), torch.ones(2, 4))

@@ -23,7 +23,7 @@ def command(
     max_body: Annotated[int, typer.Option(help="Most bytes of a request.")] = 1 << 20,
     continuous_batching: Annotated[bool, typer.Option(help="Generate several answers at the same time.")] = True,
     slots: Annotated[
-        int | None, typer.Option(help="How many; 8 on a CPU and 32 on a GPU by default, which is where it is best.")
+        int | None, typer.Option(help="How many; by default what the kernels decode at once, 32 at most: 8 on a CPU.")
     ] = None,
     shutdown_seconds: Annotated[int, typer.Option(help="On SIGTERM, until answers are cut off.")] = 20,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",

@@ -1,5 +1,4 @@
-"""Makes transformers load, run and save int8 models: registered when `llmint8` is imported."""
+"""Makes transformers load, run and save int8 models."""
 
-from llmint8.integrations.transformers.registration import register
-
-__all__ = ["register"]
+# Before any module of this folder: importing it has `registration.py` look into them, and they must be whole by then.
+import transformers.modeling_utils  # noqa: F401

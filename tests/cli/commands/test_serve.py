@@ -4,7 +4,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +153,8 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(make_app(), ["serve"])
     assert result.exit_code == 2
     assert result.stderr == "llmint8: serving needs uvicorn: pip install llmint8[serve]\n"
+
+
+@pytest.mark.parametrize("device", ["nothing", "cuda:99", "99", "meta", "privateuseone"])
+def test_a_device_that_is_not_there(device: str, refused: Callable[..., None], chat_checkpoint: Path) -> None:
+    refused(f"there is no device '{device}' here", "serve", chat_checkpoint, "--port", "0", "--device", device)

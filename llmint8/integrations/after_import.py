@@ -22,23 +22,29 @@ def after_import(module: str, function: Callable[[], None]) -> None:
     functions = _waiting.setdefault(module, [])
     if function not in functions:
         functions.append(function)
-    wait()
-
-
-def wait() -> None:
-    """Puts finders on `sys.meta_path` for the modules that functions wait for; harmless if they are there."""
-    for module in list(_waiting):
-        if module in sys.modules:  # imported while nobody waited
-            _call(module)
-        elif not any(isinstance(finder, _AfterImport) and finder.name == module for finder in sys.meta_path):
-            _remove_finders(module)
-            sys.meta_path.insert(0, _AfterImport(module))
-
-
-def stop_waiting() -> None:
-    """Takes the finders from `sys.meta_path`; `wait` puts them back."""
-    for module in _waiting:
+    if not any(isinstance(finder, _AfterImport) and finder.name == module for finder in sys.meta_path):
         _remove_finders(module)
+        sys.meta_path.insert(0, _AfterImport(module))
+
+
+def stop_waiting(module: str, function: Callable[[], None]) -> bool:
+    """Forgets what `after_import` was told.
+
+    Args:
+        module: The full name.
+        function: The one that should have been called.
+
+    Returns:
+        Whether the function was waiting for the module.
+    """
+    functions = _waiting.get(module, [])
+    if function not in functions:
+        return False
+    functions.remove(function)
+    if not functions:
+        del _waiting[module]
+        _remove_finders(module)
+    return True
 
 
 def _call(module: str) -> None:

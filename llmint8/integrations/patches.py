@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, Protocol
 
-from llmint8.integrations.transformers.after_import import after_import, stop_waiting, wait
+from llmint8.integrations.after_import import after_import, stop_waiting
 
 # Every model is loaded through this module. Importing it takes a second, so we wait until somebody does.
 MODELING = "transformers.modeling_utils"
@@ -78,6 +78,15 @@ class Replacement:
         self._original, self._ours = current, ours
         self.put(ours)
 
+    def install_after_import(self) -> None:
+        """Installs as soon as the module that `after` names is imported, at once if it is."""
+        if self.after is not None:
+            after_import(self.after, self.install)
+
+    def stop_waiting(self) -> bool:
+        """Forgets about the import of the module that `after` names; returns whether it was waited for."""
+        return self.after is not None and stop_waiting(self.after, self.install)
+
     def remove(self) -> None:
         """Puts back what stood there before.
 
@@ -85,6 +94,9 @@ class Replacement:
         """
         if self._ours is None:
             return
+        for patch in PATCHES:  # one that has been put on top of this one
+            if isinstance(patch, Replacement) and patch._original is self._ours:
+                patch.remove()
         current = self.get()
         if current is not self._ours:
             warnings.warn(
@@ -99,7 +111,7 @@ class Replacement:
 
 
 class ImportFinders:
-    """The `Patch` of `sys.meta_path`: what waits for modules that the program has not imported yet."""
+    """The `Patch` of `sys.meta_path`: the other patches wait there for modules that are not imported yet."""
 
     name = "sys.meta_path"
     why = (
@@ -107,13 +119,17 @@ class ImportFinders:
         "them itself."
     )
 
+    def __init__(self) -> None:
+        self._stopped: list[Replacement] = []
+
     def install(self) -> None:
-        """Waits for what is not imported, and changes what has been imported since `remove`."""
-        wait()
+        """Has those patches wait again that waited at `remove`; they change at once what has been imported since."""
+        while self._stopped:
+            self._stopped.pop().install_after_import()
 
     def remove(self) -> None:
         """Stops waiting: what is imported from now on stays as it is."""
-        stop_waiting()
+        self._stopped += [patch for patch in PATCHES if isinstance(patch, Replacement) and patch.stop_waiting()]
 
 
 def _called_by(function: Any) -> list[Any]:
@@ -268,9 +284,10 @@ PATCHES: tuple[Patch, ...] = (
 def install_all() -> None:
     """Makes every change that all programs need, each at once or as soon as what it changes is imported."""
     for patch in PATCHES:
-        if isinstance(patch, Replacement) and patch.after is not None:
-            after_import(patch.after, patch.install)
-    wait()
+        if isinstance(patch, Replacement):
+            patch.install_after_import()
+        else:
+            patch.install()
 
 
 def remove_all() -> None:

@@ -14,8 +14,8 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 
 import llmint8
 from llmint8.generation import ragged_batch
-from llmint8.integrations.transformers import patches
-from llmint8.integrations.transformers.patches import PATCHES, Patch, Replacement, install_all, remove_all
+from llmint8.integrations import patches
+from llmint8.integrations.patches import PATCHES, Patch, Replacement, install_all, remove_all
 from llmint8.quantize import int8_layers
 
 by_name = pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.name)
@@ -111,19 +111,34 @@ def test_the_attention_of_ragged_batches_lies_on_the_one_of_all_models() -> None
     assert AttentionInterface()["sdpa"] is plain
 
 
+def test_a_patch_is_removed_with_one_that_lies_on_it() -> None:
+    remove_all()
+    original = AttentionInterface()["sdpa"]
+    (plain,) = (patch for patch in PATCHES if patch.name == "transformers.AttentionInterface['sdpa']")
+    plain.install()
+    ragged_batch.enable()
+    plain.remove()
+    assert AttentionInterface()["sdpa"] is original
+    assert patches.RAGGED_ATTENTION._ours is None
+
+
 def test_finders_wait_until_they_are_removed() -> None:
     code = """
 import sys, llmint8
-from llmint8.integrations.transformers import patches
-finders = [f for f in sys.meta_path if type(f).__module__.startswith("llmint8")]
+from llmint8.integrations import patches
+def waited_for():
+    return sorted(f.name for f in sys.meta_path if type(f).__module__.startswith("llmint8"))
+assert waited_for() == ["torch", "transformers.modeling_utils", "transformers.quantizers.auto"]
 finders_patch = patches.PATCHES[0]
 finders_patch.remove()
-assert len(finders) == 3 and not set(finders) & set(sys.meta_path)
+assert waited_for() == ["torch", "transformers.modeling_utils"]  # for our own operators and lists
 import transformers.modeling_utils as u
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as m
 assert "llmint8" not in m and u.PreTrainedModel.save_pretrained.__code__.co_filename == u.__file__
 finders_patch.install()
 assert "llmint8" in m and u.PreTrainedModel.save_pretrained.__code__.co_filename != u.__file__
+import torch
+assert torch.ops.llmint8.rotate.default and len(llmint8.quantize.default_skips) == 1
 patches.remove_all()
 assert "llmint8" not in m and u.PreTrainedModel.save_pretrained.__code__.co_filename == u.__file__
 print("done")

@@ -1,7 +1,7 @@
 """Registers the package with transformers, without importing more of it than the program does."""
 
-from llmint8.integrations.transformers import patches
-from llmint8.integrations.transformers.after_import import after_import
+from llmint8.integrations import patches
+from llmint8.integrations.after_import import after_import
 
 
 def register() -> None:
