@@ -18,21 +18,18 @@ LEFT_OUT = {"README.md"}  # read beside the code, not needed to run it
 GENERATE = """
 import json
 
-import torch
-import transformers
+from transformers import AutoTokenizer
 
 import llmint8
+from llmint8.default_model import default_model
 from llmint8.kernels.cpu import native
 
-torch.manual_seed(0)
-sizes = {"vocab_size": 160, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-config = transformers.LlamaConfig(**sizes, num_attention_heads=4, max_position_embeddings=128)
-transformers.LlamaForCausalLM(config).save_pretrained("checkpoint")
-model = llmint8.from_pretrained("checkpoint")
-prompt = torch.randint(0, 160, (1, 20))
-answer = model.generate(prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+folder = default_model()
+tokenizer, model = AutoTokenizer.from_pretrained(folder), llmint8.from_pretrained(folder)
+prompt = tokenizer("The capital of France is", return_tensors="pt")
+answer = model.generate(**prompt, max_new_tokens=8, do_sample=False)
 print(json.dumps({
-    "shape": list(answer.shape),
+    "text": tokenizer.decode(answer[0]),
     "native": native.is_loaded(),
     "files": [llmint8.__file__, native.__file__],
 }))
@@ -122,7 +119,8 @@ def test_a_new_folder_is_found_in_the_source_tree_at_once(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_works_where_the_source_tree_is_not(wheel: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("smollm2")
+def test_runs_the_demo_model_where_the_source_tree_is_not(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     options = ["--no-deps", "--no-index", "--quiet", "--disable-pip-version-check", "--target", site]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, wheel], check=True)
@@ -130,6 +128,6 @@ def test_works_where_the_source_tree_is_not(wheel: Path, tmp_path: Path) -> None
     run = run_without_the_source_tree(GENERATE, site)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
-    assert found["shape"] == [1, 28]
+    assert "Paris" in found["text"]
     assert all(Path(file).is_relative_to(site) for file in found["files"])
     assert found["native"] == native.load()
