@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -63,7 +62,7 @@ def _remove_finders(module: str) -> None:
             sys.meta_path.remove(finder)
 
 
-class _AfterImport(MetaPathFinder):
+class _AfterImport:  # importlib.abc, for a base class, would take longer to import than all of this
     """Finds a module as the other finders do, and calls the functions that wait for it once it has been executed."""
 
     def __init__(self, name: str) -> None:

@@ -15,7 +15,6 @@ Three more changes are made to single models, and last no longer than they:
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, Protocol
 
@@ -44,7 +43,6 @@ class Patch(Protocol):
         """Undoes the change; does nothing if it was not made."""
 
 
-@dataclass
 class Replacement:
     """A `Patch` that puts an object of ours in the place of another, which is often called by ours.
 
@@ -58,14 +56,19 @@ class Replacement:
         make: Returns ours, given the object that stands there.
     """
 
-    name: str
-    why: str
-    after: str | None
-    get: Callable[[], Any]
-    put: Callable[[Any], None]
-    make: Callable[[Any], Any]
-    _ours: Any = field(default=None, init=False, repr=False)
-    _original: Any = field(default=None, init=False, repr=False)
+    def __init__(
+        self,
+        name: str,
+        why: str,
+        after: str | None,
+        get: Callable[[], Any],
+        put: Callable[[Any], None],
+        make: Callable[[Any], Any],
+    ) -> None:
+        self.name, self.why, self.after = name, why, after
+        self.get, self.put, self.make = get, put, make
+        self._ours: Any = None
+        self._original: Any = None
 
     def install(self) -> None:
         """Puts ours in the place, unless it is there already or called by what others have put there since."""

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmint8.checkpoints.formats.base import Format
-from llmint8.config import Int8Config
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from llmint8.config import Int8Config
 
 QUANT_METHOD = "bitsandbytes"
 OUR_SETTINGS = "llmint8"  # key of settings that bitsandbytes does not know
@@ -28,11 +29,11 @@ class BitsandbytesFormat(Format):
     scale_is_column = False
     lists_float_layers = True
 
-    def from_config(self, stored: Mapping[str, Any]) -> Int8Config:
+    def from_config(self, stored: Mapping[str, Any]) -> "Int8Config":
         """`config_from_bitsandbytes`."""
         return config_from_bitsandbytes(stored)
 
-    def to_config(self, config: Int8Config) -> dict[str, Any]:
+    def to_config(self, config: "Int8Config") -> dict[str, Any]:
         """`config_to_bitsandbytes`."""
         return config_to_bitsandbytes(config)
 
@@ -54,7 +55,7 @@ class BitsandbytesFormat(Format):
         return {"SCB": _absmax(scale[:, 0]), "weight_format": torch.tensor(0, dtype=torch.uint8)}
 
 
-def config_from_bitsandbytes(settings: Mapping[str, Any]) -> Int8Config:
+def config_from_bitsandbytes(settings: Mapping[str, Any]) -> "Int8Config":
     """Returns the settings that compute what bitsandbytes computes: its threshold, symmetric activations.
 
     Args:
@@ -64,6 +65,8 @@ def config_from_bitsandbytes(settings: Mapping[str, Any]) -> Int8Config:
     Raises:
         ValueError: It is not an 8-bit one.
     """
+    from llmint8.config import Int8Config
+
     if not settings.get("load_in_8bit"):
         raise ValueError(
             f"only 8-bit checkpoints of bitsandbytes can be loaded, got load_in_8bit={settings.get('load_in_8bit')} "
@@ -80,7 +83,7 @@ def config_from_bitsandbytes(settings: Mapping[str, Any]) -> Int8Config:
     return config.replace(**settings.get(OUR_SETTINGS, {}))
 
 
-def config_to_bitsandbytes(config: Int8Config) -> dict[str, Any]:
+def config_to_bitsandbytes(config: "Int8Config") -> dict[str, Any]:
     """Returns the `quantization_config` entry that makes bitsandbytes load a checkpoint of ours.
 
     Args:
