@@ -104,6 +104,7 @@ def test_nothing_changes_if_a_layer_is_not_reached() -> None:
         calibrate(nn.Sequential(nn.Linear(2, 2)), [])
 
 
+@pytest.mark.slow
 def test_columns_of_one_text_serve_for_another(smollm2: Path) -> None:
     """KL divergence to fp32 on code, with columns from prose, against a search in every call (see README)."""
     from pydoc_data.topics import topics

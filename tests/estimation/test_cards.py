@@ -48,6 +48,7 @@ def config_of_7b(tmp_path: Path) -> Path:
     return tmp_path / "config.json"
 
 
+@pytest.mark.slow
 def test_a_longest_context_fits_and_a_longer_one_does_not(config_of_7b: Path) -> None:
     estimate = llmint8.estimate(config_of_7b)
     checked = 0

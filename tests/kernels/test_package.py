@@ -2,11 +2,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import llmint8.kernels.cpu
 
 ROOT = Path(llmint8.kernels.cpu.__path__[0]).parent.parent
 
 
+@pytest.mark.slow
 def test_the_folder_is_not_taken_for_a_package_of_hugging_face() -> None:
     """Transformers looks for a package `kernels`; in the root of the repository it must not find our folder."""
     code = (
